@@ -1,0 +1,157 @@
+"""Images as they lie on disk: (key, label, how to decode), whatever the layout. Keys give an order of their own to
+every set, so that split and training order do not depend on where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from rpbench.data.sources import IMAGE_SUFFIXES, Located
+from rpbench.errors import DataError
+
+Labels = NDArray[np.int64]
+
+
+class Encoded(Protocol):
+    """Images that are decoded one at a time: `keys[i]` names image i, `labels[i]` is its class (-1 where none)."""
+
+    keys: Sequence[str]
+    labels: Labels
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image.Image:
+        """Image `index`, not yet decoded further than its header."""
+        ...
+
+
+class ImageFiles:
+    """An image folder: one sub-folder per class (classes numbered in sorted order), or images alone."""
+
+    def __init__(self, folder: Path) -> None:
+        classes = sorted(d.name for d in folder.iterdir() if d.is_dir())
+        found = [(path, i) for i, name in enumerate(classes) for path in _images_under(folder / name)]
+        if not classes:
+            found = [(path, -1) for path in _images_under(folder)]
+        self.paths = [str(path) for path, _ in found]
+        self.keys = [_stem(path.name) for path, _ in found]
+        self.labels = np.array([label for _, label in found], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        try:
+            return Image.open(self.paths[index])
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"'{self.paths[index]}' is not a readable image: {error}") from None
+
+
+class ParquetRows:
+    """Parquet files in the hub's layout, memory-mapped through `datasets`."""
+
+    def __init__(self, located: Located) -> None:
+        import datasets
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        columns = located.image_set.columns
+        self.place = f"{located.folder} ({located.split})"
+        _check_files(located.files)
+        try:
+            rows: Any = datasets.load_dataset(
+                "parquet", data_files=[str(f) for f in located.files], split="train", verification_mode="no_checks"
+            )
+        except Exception as error:
+            raise DataError(f"{self.place} cannot be read as parquet: {_root_cause(error)}") from error
+        wanted = [columns.image, *([columns.label] if located.image_set.labels else [])]
+        for column in wanted:
+            if column not in rows.column_names:
+                raise DataError(
+                    f"{self.place} has no column '{column}' (it has {', '.join(rows.column_names)}): the columns of "
+                    f"image set '{located.image_set.name}' are declared under [columns] in its definition"
+                )
+        feature = rows.features[columns.image]
+        if not isinstance(feature, datasets.Image):
+            rows = rows.cast_column(columns.image, datasets.Image())
+        self.column = columns.image
+        self.rows = rows.cast_column(columns.image, datasets.Image(decode=False)).select_columns(wanted)
+        n = len(self.rows)
+        self.labels = (
+            np.asarray(self.rows.data.column(columns.label).to_numpy(), dtype=np.int64)
+            if located.image_set.labels
+            else np.full(n, -1, dtype=np.int64)
+        )
+        import pyarrow.compute as pc
+
+        paths = pc.struct_field(self.rows.data.column(columns.image), "path").to_pylist()
+        self.keys = [_stem(p) if p else f"{i:09d}" for i, p in enumerate(paths)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, index: int) -> Image.Image:
+        data = self.rows[int(index)][self.column]["bytes"]
+        try:
+            return Image.open(BytesIO(data))
+        except (OSError, UnidentifiedImageError, TypeError) as error:
+            raise DataError(f"image {index} of {self.place} is not readable: {error}") from None
+
+
+def open_encoded(located: Located) -> Encoded:
+    """The images of a located split. Raises DataError for unreadable files and wrong columns."""
+    if located.layout == "parquet":
+        return ParquetRows(located)
+    assert located.folder is not None
+    return ImageFiles(located.folder)
+
+
+def canonical_order(encoded: Encoded) -> NDArray[np.int64]:
+    """Indices sorted by key, then label: the same images in the same order from every layout."""
+    return np.array(sorted(range(len(encoded)), key=lambda i: (encoded.keys[i], encoded.labels[i])), dtype=np.int64)
+
+
+def fingerprint(encoded: Encoded, order: NDArray[np.int64]) -> str:
+    """sha256 over keys and labels in canonical order: what a set too large to hash by its pixels is known by."""
+    total = hashlib.sha256()
+    for i in order:
+        total.update(f"{encoded.keys[i]}:{encoded.labels[i]}\n".encode())
+    return total.hexdigest()
+
+
+def _check_files(files: tuple[Path, ...]) -> None:
+    """DataError for a file that is not whole, by name: `datasets` would only name the set."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            pq.ParquetFile(file).close()
+        except Exception as error:
+            raise DataError(f"'{file}' is not a whole parquet file: {_root_cause(error)}") from error
+
+
+def _images_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _stem(path: str) -> str:
+    """The name of an image; ImageNet's hub copy appends the class once more (n01440764_10026_n01440764.JPEG)."""
+    stem = Path(path).stem
+    found = re.match(r"(n\d{8}_\d+|ILSVRC2012_val_\d+)", stem)
+    return found[1] if found else stem
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

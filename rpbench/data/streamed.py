@@ -1,0 +1,186 @@
+"""Large images: decoded in worker processes as they are needed, RandomResizedCrop for training, a centre crop else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from rpbench import streams
+from rpbench.data import embedded
+from rpbench.data.encoded import Encoded, canonical_order, fingerprint, open_encoded
+from rpbench.data.order import Order
+from rpbench.data.resident import Batch, normalisation, normalise
+from rpbench.data.sources import Located
+from rpbench.errors import DataError
+from rpbench.task import Augment, Data, ImageSet
+
+Labels = NDArray[np.int64]
+BILINEAR = Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """Images on disk in canonical order (by name); `generator` adds noise to them or replaces them."""
+
+    encoded: Encoded
+    indices: NDArray[np.int64]
+    fingerprint: str
+    origin: str
+    size: int
+    channels: int
+    resize: int
+    workers: int = 0
+    generator: ImageSet | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Labels:
+        return self.encoded.labels[self.indices]
+
+    def take(self, indices: NDArray[np.int64]) -> StreamedImages:
+        return replace(self, indices=self.indices[indices])
+
+    def image(self, index: int) -> Image.Image:
+        mode = "L" if self.channels == 1 else "RGB"
+        i = int(self.indices[index])
+        try:
+            return self.encoded.open(i).convert(mode)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"image '{self.encoded.keys[i]}' cannot be decoded: {error}") from None
+
+    def evaluated(self, index: int) -> NDArray[np.uint8]:
+        """Shorter side to `resize`, centre crop of `size`: (size, size, c) uint8."""
+        array = _array(centre_crop(self.image(index), self.resize, self.size), self.channels)
+        return array if self.generator is None else embedded.generated(self.generator, index, array)
+
+    def batches(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """uint8 (b, h, w, c) for each part, a list of indices."""
+        yield from _loader(_Evaluated(self), [part.tolist() for part in parts], self.workers)
+
+
+def load(located: Located, size: int, channels: int, resize: int, workers: int) -> StreamedImages:
+    """The images of a split; raises DataError for unreadable files and wrong columns."""
+    encoded = open_encoded(located)
+    order = canonical_order(encoded)
+    print_ = fingerprint(encoded, order)
+    return StreamedImages(encoded, order, print_, located.origin, size, channels, resize, workers)
+
+
+def generate(image_set: ImageSet, base: StreamedImages) -> StreamedImages:
+    """A generated set with as many images as `base`."""
+    return replace(base, generator=image_set, fingerprint=f"{image_set.name}({base.fingerprint})", origin="generated")
+
+
+class StreamedTraining:
+    """Training images through decode workers; a batch is a pure function of (seed, epoch, step)."""
+
+    def __init__(self, images: StreamedImages, data: Data, augment: Augment, seed: int, device: torch.device) -> None:
+        self.images, self.data, self.augment, self.seed, self.device = images, data, augment, seed, device
+        self.labels = images.labels
+        self.scale, self.shift = normalisation(data, device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, order: Order, epoch: int, first: int) -> Iterator[Batch]:
+        """This process' part of every batch of an epoch from step `first` on: normalised (b, c, h, w) and classes."""
+        indices = order.permutation(epoch)
+        parts = [indices[order.local(step)] for step in range(first, order.steps)]
+        crops = _Cropped(self.images, self.augment, self.seed, epoch)
+        loader = _loader(crops, [part.tolist() for part in parts], self.images.workers)
+        for part, pixels in zip(parts, loader, strict=True):
+            x = normalise(pixels.to(self.device, non_blocking=True), self.scale, self.shift)
+            yield x, torch.from_numpy(self.labels[part]).to(self.device)
+
+    def plain(self, indices: NDArray[np.int64]) -> Batch:
+        """Images without augmentation, normalised: what data-driven schemes are shown."""
+        pixels = next(iter(self.images.batches([indices]))).to(self.device)
+        return normalise(pixels, self.scale, self.shift), torch.from_numpy(self.labels[indices]).to(self.device)
+
+
+def centre_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
+    """Shorter side to `resize` (bilinear, antialiased), then the centre `size` x `size`; as torchvision's."""
+    w, h = image.size
+    short = min(w, h)
+    if short != resize:
+        w, h = (resize, int(resize * h / w)) if w <= h else (int(resize * w / h), resize)
+        image = image.resize((w, h), BILINEAR)
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: NDArray[np.float64]
+) -> tuple[int, int, int, int]:
+    """RandomResizedCrop's box (left, top, width, height): ten tries of area and log-uniform ratio, else a centre crop.
+
+    `draws` are 22 numbers in [0, 1): two a try, then the position.
+    """
+    area, logs = width * height, (math.log(ratio[0]), math.log(ratio[1]))
+    for attempt in range(10):
+        target = area * (scale[0] + draws[2 * attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(logs[0] + draws[2 * attempt + 1] * (logs[1] - logs[0]))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[20] * (width - w + 1)), int(draws[21] * (height - h + 1)), w, h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+class _Evaluated(Dataset[torch.Tensor]):
+    def __init__(self, images: StreamedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.images.evaluated(index))
+
+
+class _Cropped(Dataset[torch.Tensor]):
+    def __init__(self, images: StreamedImages, augment: Augment, seed: int, epoch: int) -> None:
+        self.images, self.augment, self.seed, self.epoch = images, augment, seed, epoch
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        draws = streams.uniform(streams.key("crop", self.seed, self.epoch, index), 23)
+        image = self.images.image(index)
+        left, top, w, h = crop_box(*image.size, self.augment.scale, self.augment.ratio, draws)
+        size = (self.images.size, self.images.size)
+        # cropped first, so that no pixel outside the box bleeds in
+        image = image.crop((left, top, left + w, top + h)).resize(size, BILINEAR)
+        if self.augment.flip and draws[22] < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(_array(image, self.images.channels))
+
+
+def default_workers(world: int) -> int:
+    """Decode processes for each of `world` training processes on this machine."""
+    return max(1, min(16, (os.cpu_count() or 1) // max(1, world)))
+
+
+def _loader(dataset: Dataset[torch.Tensor], parts: list[list[int]], workers: int) -> Any:
+    workers = min(workers, len(parts))
+    return DataLoader(
+        dataset,
+        batch_sampler=parts,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=2 if workers else None,
+    )
+
+
+def _array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    return np.array(image, dtype=np.uint8).reshape(image.size[1], image.size[0], channels)

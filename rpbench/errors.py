@@ -1,0 +1,100 @@
+"""What can go wrong, by who can mend it.
+
+RpbenchError
+├── UsageError            what was asked cannot be done as asked; nothing was written (exit code 2)
+│   ├── UnknownName       no such task, model, scheme, ...: the message lists what exists
+│   ├── BadDefinition     a TOML file or a --set key is wrong; every fault is listed
+│   ├── DataError         images are missing, unreadable, or not what the image set says
+│   ├── StoreError        the store or a checkpoint cannot be used
+│   └── ModelError        a net that cannot be planned or does not fit what it is given
+├── SchemeError           a scheme or sampler broke its contract (off budget, NaN, unknown layers)
+│   └── ScoreError        its scores rank nothing: not finite, or all equal
+├── InfeasibleBudget      the scheme cannot meet this budget; the message names the densities that it can meet
+└── MaskError             a pruned weight is not zero, or two processes disagree on a mask
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RpbenchError(Exception):
+    """Base of everything that rpbench raises on purpose; its text is one sentence for a person."""
+
+
+class UsageError(RpbenchError):
+    """What was asked cannot be done as asked."""
+
+
+class UnknownName(UsageError):
+    """A name that is on no shelf."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        guess = f": did you mean '{near[0]}'?" if near else ";"
+        super().__init__(f"no {kind} '{name}'{guess} there is {', '.join(names)}")
+        self._parts = (kind, name, tuple(names))
+
+    def __reduce__(self) -> tuple[type[UnknownName], tuple[str, str, tuple[str, ...]]]:
+        return type(self), self._parts
+
+
+class BadDefinition(UsageError):
+    """A definition (or an override of one) with faults, all of them listed."""
+
+
+class DataError(UsageError):
+    """Images that are missing, unreadable or not what their set declares."""
+
+
+class MissingData(DataError):
+    """An image set that is nowhere on this machine."""
+
+
+class StoreError(UsageError):
+    """A store, record or checkpoint that cannot be used."""
+
+
+class ModelError(UsageError):
+    """A net that cannot be planned, or weights that do not fit it."""
+
+
+class SchemeError(RpbenchError):
+    """A scheme or sampler that broke its contract."""
+
+
+class ScoreError(SchemeError):
+    """Scores that rank nothing."""
+
+
+class InfeasibleBudget(RpbenchError):
+    """A density that the scheme cannot reach on this net; `least` and `most` bound what it can."""
+
+    def __init__(self, density: float, least: float, most: float = 1.0, why: str = "") -> None:
+        self.density, self.least, self.most, self.why = density, least, most, why
+        # the printed bounds must themselves work: round inwards
+        low, high = _round_up(least), _round_down(most)
+        because = f" ({why})" if why else ""
+        super().__init__(
+            f"density {density:g} cannot be met{because}: the least density that works is {low:g}"
+            if most >= 1.0
+            else f"density {density:g} cannot be met{because}: densities from {low:g} to {high:g} work"
+        )
+
+    def __reduce__(self) -> tuple[type[InfeasibleBudget], tuple[float, float, float, str]]:
+        return type(self), (self.density, self.least, self.most, self.why)
+
+
+class MaskError(RpbenchError):
+    """A pruned weight that is not zero, or masks that differ between processes."""
+
+
+def _round_up(x: float, digits: int = 6) -> float:
+    step = 10.0**-digits
+    return x if x >= 1.0 else min(1.0, round((int(x / step) + (x % step > 0)) * step, digits))
+
+
+def _round_down(x: float, digits: int = 6) -> float:
+    return round(int(x * 10**digits) / 10**digits, digits)

@@ -1,0 +1,250 @@
+"""The layer table: every prunable weight tensor of a net, in registration order.
+
+Prunable is every convolution and linear *weight*: the first convolution, 1x1 shortcuts, the classifier and attention's
+fused projection included. Biases, norms and embeddings are neither pruned nor counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+from rpbench.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight tensor.
+
+    `shape` is (out, in) or (out, in/groups, kh, kw); `kind` is "conv" or "linear"; `macs` counts the multiply-adds
+    per example at the task's input size, None where no input size was given.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    groups: int = 1
+    macs: int | None = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LayerTable(Sequence[Layer]):
+    """All layers of a net; iterating gives `Layer`s. `notes` says what of the net stands outside the table."""
+
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def prunable(self) -> int:
+        """Weights in all layers together: what every density is a fraction of."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def first(self) -> Layer:
+        return self.layers[0]
+
+    @property
+    def last(self) -> Layer:
+        """The classifier: identified by its position, never by its name."""
+        return self.layers[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+
+def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> LayerTable:
+    """The table of `model`, multiply-adds counted for one example of `input_shape` (channels, height, width).
+
+    Raises ModelError for a net without prunable weights, with weights that are not plain parameters, or that cannot
+    take an input of that shape.
+    """
+    found = list(_prunable(model))
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no convolution or linear weight to prune")
+    macs = _count_macs(model, tuple(input_shape)) if input_shape is not None else {}
+    layers = tuple(
+        Layer(name, tuple(weight.shape), kind, groups, None if input_shape is None else macs.get(name, 0))
+        for name, weight, kind, groups in found
+    )
+    return LayerTable(layers, tuple(_notes(model, layers, input_shape is not None)))
+
+
+def _prunable(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str, int]]:
+    """(parameter name, weight, kind, groups) in registration order; a shared tensor appears once."""
+    from torch import nn
+
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            keys = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
+            kind, groups = "linear", 1
+        elif isinstance(module, convolutions):
+            keys, kind, groups = ["weight"], "conv", module.groups
+        elif isinstance(module, nn.Linear):
+            keys, kind, groups = ["weight"], "linear", 1
+        else:
+            continue
+        for key in keys:
+            name = f"{path}.{key}" if path else key
+            weight = module._parameters.get(key)
+            if isinstance(weight, nn.parameter.UninitializedParameter):
+                raise ModelError(f"'{name}' has no shape yet: run one batch through the net first")
+            if weight is None and key == "weight":
+                raise ModelError(
+                    f"'{name}' is not a plain parameter (it is parametrized, or pruned by torch.nn.utils.prune): "
+                    "remove that first"
+                )
+            if weight is not None and id(weight) not in seen:
+                seen.add(id(weight))
+                yield name, weight, kind, groups
+
+
+def _notes(model: nn.Module, layers: tuple[Layer, ...], counted: bool) -> Iterator[str]:
+    from torch import nn
+
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    known = {layer.name for layer in layers}
+    outside = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1
+        and name not in known
+        and id(parameter) not in embeddings
+        and name.rsplit(".", 1)[-1].startswith("weight")
+    ]
+    if outside:
+        yield f"not pruned and not counted (neither convolution nor linear): {', '.join(outside)}"
+    if layers[-1].kind != "linear":
+        yield f"the last layer '{layers[-1].name}' is a convolution: schemes that single out the classifier mean this one"
+    idle = [layer.name for layer in layers if layer.macs == 0]
+    if counted and idle:
+        yield f"never used by a forward pass: {', '.join(idle)}"
+
+
+def output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `model` gives for a batch of two examples. Raises ModelError where it cannot take them."""
+    return _pass_of_two(model, input_shape)[1]
+
+
+def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    """Multiply-adds per example of every layer, by name."""
+    return _pass_of_two(model, input_shape)[0]
+
+
+def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+    """(multiply-adds per example of every layer, output shape) of one forward pass of two examples.
+
+    The pass runs without arithmetic on the meta device; a net that cannot do that (it makes tensors of its own on the
+    CPU, say) runs for real. Two, because some nets squeeze a batch of one away.
+    """
+    if not input_shape or any(not isinstance(d, int) or d < 1 for d in input_shape):
+        raise ModelError(f"input_shape {input_shape} is not (channels, height, width) of one example")
+    ghostly = all(p.is_meta for p in model.parameters())
+    try:
+        return _observed(model if ghostly else on_meta(model), input_shape)
+    except Exception as error:
+        if not ghostly:
+            try:
+                return _observed(copy.deepcopy(model), input_shape)
+            except Exception as real:
+                error = real
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{type(model).__name__} cannot take an input of shape {input_shape}: {reason}") from error
+
+
+def _observed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+    import torch
+
+    macs: dict[str, int] = {}
+    names = {id(p): name for name, p in net.named_parameters(remove_duplicate=False)}
+
+    def add(weight: torch.Tensor, vectors: float) -> None:
+        name = names[id(weight)]
+        macs[name] = macs.get(name, 0) + round(weight.numel() * vectors / 2)
+
+    handles = _watch(net, add)
+    like = next(p for p in net.parameters() if p.is_floating_point())
+    modes = {module: module.training for module in net.modules()}
+    try:
+        with torch.no_grad():
+            out = net.eval()(torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return macs, tuple(getattr(out, "shape", ()))
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy without storage: cheap even for nets of gigabytes."""
+    import torch
+
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+    for b in model.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _watch(model: nn.Module, add: Any) -> list[Any]:
+    """Hooks that call add(weight, number of positions at which the weight matrix is applied)."""
+    from torch import nn
+
+    def dense(module: Any, _: Any, output: Any) -> None:
+        add(module.weight, output.numel() / module.weight.shape[0])
+
+    def convolution(module: Any, _: Any, output: Any) -> None:
+        add(module.weight, output.numel() / module.out_channels)
+
+    def transposed(module: Any, inputs: Any, _: Any) -> None:
+        add(module.weight, inputs[0].numel() / module.in_channels)
+
+    def attention(module: Any, args: Any, kwargs: Any, _: Any) -> None:
+        tokens = [x.numel() / x.shape[-1] for x in (*args, *(kwargs.get(k) for k in ("query", "key", "value")))[:3]]
+        if module.in_proj_weight is not None:
+            add(module.in_proj_weight, sum(tokens) / 3)
+        else:
+            for key, count in zip(("q", "k", "v"), tokens, strict=True):
+                add(getattr(module, f"{key}_proj_weight"), count)
+        add(module.out_proj.weight, tokens[0])
+
+    handles: list[Any] = []
+    inside_attention = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            handles.append(module.register_forward_hook(attention, with_kwargs=True))
+        elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            handles.append(module.register_forward_hook(transposed))
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            handles.append(module.register_forward_hook(convolution))
+        elif isinstance(module, nn.Linear) and id(module) not in inside_attention:
+            handles.append(module.register_forward_hook(dense))
+    return handles

@@ -1,0 +1,471 @@
+"""The straight line from a cell to a record.
+
+    task, model, scheme, density, seed -> net -> layer table -> scheme -> counts -> sampler -> masks bound to the net
+    -> fit -> evaluate on every image set -> record -> store
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rpbench import checkpoint, masks, options, streams
+from rpbench.cell import Cell
+from rpbench.cost import Paths, paths, peak_memory_mb
+from rpbench.data import opened
+from rpbench.data.opened import Limits, TaskImages
+from rpbench.data.order import Order
+from rpbench.data.sources import Roots
+from rpbench.data.streamed import default_workers
+from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
+from rpbench.evaluation import Passes, Scored, score_net
+from rpbench.layers import LayerTable, layer_table, output_shape
+from rpbench.machine import Processes, environment
+from rpbench.models import build
+from rpbench.planning import plan_table
+from rpbench.progress import Quiet
+from rpbench.record import RunRecord
+from rpbench.scheme import Batch, Probe
+from rpbench.store import FINISHED, CellFolder
+from rpbench.train import Diverged, Fit, Interrupted, Machine, State, fit, make_optimizer
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a cell is to be run: what decides nothing of its result."""
+
+    store: Path
+    roots: Roots = Roots()
+    skip_missing: bool = False
+    force: bool = False
+    last_full: bool = False
+    track_flow: bool = False
+    workers: int | None = None
+
+
+@dataclass
+class Draft:
+    """What is known of a record while the cell runs."""
+
+    cell: Cell
+    run_id: str
+    table: LayerTable
+    params: int
+    command: str
+    notes: list[str]
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    env: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    reached: Paths | None = None
+    digest_start: str | None = None
+    digest_end: str | None = None
+    train_rate: float | None = None
+    seconds: float = 0.0
+    peak_mb: float | None = None
+
+    def record(
+        self, status: str, selected: Scored | None = None, last: Scored | None = None, state: State | None = None,
+        error: str | None = None,
+    ) -> RunRecord:
+        """The record as of now."""
+        cell, prunable = self.cell, self.table.prunable
+        pairs = list(zip(self.table, self.kept, strict=True)) if self.kept else []
+        counted = bool(pairs) and all(layer.macs is not None for layer in self.table)
+        curve = state.curve if state else []
+        chosen = _epoch_metrics(selected, curve, state.best_epoch if state else -1)
+        final = _epoch_metrics(last, curve, len(curve) - 1)
+        off = bool(cell.overrides) or cell.limit is not None or cell.limit_test is not None or bool(self.notes)
+        return RunRecord.model_validate(
+            {
+                "schema": "rpbench.record/1",
+                "run_id": self.run_id,
+                "status": status,
+                "task": {"name": cell.task.name, "version": cell.task.version, "spec": cell.spec},
+                "model": {"name": cell.model.name, "params": self.params, "prunable": prunable}
+                | {"source": cell.model.source},
+                "scheme": {
+                    "name": cell.scheme.name,
+                    "args": options.plain(cell.scheme_args),
+                    "source": cell.scheme.source_hash,
+                    "batches": self.plan.get("batches", 0),
+                    "images": self.plan.get("images", 0),
+                },
+                "sampler": {"name": cell.sampler.name, "args": options.plain(cell.sampler_args)},
+                "init": cell.init,
+                "source": cell.source,
+                "procedure": cell.procedure,
+                "density": {
+                    "requested": cell.density,
+                    "allocated": self.plan.get("allocated"),
+                    "realised": sum(self.kept) / prunable if self.kept else None,
+                    "effective": self.reached.effective if self.reached else None,
+                    "kept": sum(self.kept) if self.kept else None,
+                    "prunable": prunable,
+                    "kept_per_layer": self.kept,
+                },
+                "seeds": {"run": cell.seeds.run, "init": cell.seeds.init}
+                | {"mask": cell.seeds.mask, "order": cell.seeds.order},
+                "precision": cell.precision,
+                "micro_batch": cell.micro_batch,
+                "protocol": {
+                    "on": not off,
+                    "overrides": cell.overrides,
+                    "limit": cell.limit,
+                    "limit_test": cell.limit_test,
+                    "notes": self.notes,
+                },
+                "metrics": chosen,
+                "last": final,
+                "masks": {"digest_start": self.digest_start, "digest_end": self.digest_end},
+                "data": self.facts,
+                "skipped": list(self.skipped),
+                "warnings": self.warnings,
+                "cost": {
+                    "params": self.params,
+                    "dense_macs": sum(layer.macs or 0 for layer in self.table) if counted else None,
+                    "sparse_macs": sum((x.macs or 0) * k / x.numel for x, k in pairs) if counted else None,
+                    "train_images_per_s": self.train_rate,
+                    "eval_images_per_s": selected.images_per_s if selected else None,
+                    "seconds": self.seconds,
+                    "scheme_seconds": self.plan.get("seconds"),
+                    "peak_memory_mb": self.peak_mb,
+                },
+                "env": self.env,
+                "command": self.command,
+                "error": error,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A record, where it lies, and whether it was there before."""
+
+    record: RunRecord
+    folder: Path
+    found: bool = False
+
+
+def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> Outcome:
+    """Run a cell, go on with one that was interrupted, or return the record of a finished one.
+
+    Raises UsageError and its kin before anything is written, StoreError where another process works on the cell,
+    Interrupted after a checkpoint. A cell that fails, diverges or is infeasible ends in a record all the same.
+    """
+    limits = Limits(cell.limit, cell.limit_test)
+    try:
+        found, skipped = opened.find_all(cell.task, wish.roots, training=True, skip_missing=wish.skip_missing)
+    except MissingData:
+        # a finished cell can be shown on a machine without its images
+        if not wish.force and (outcome := _finished(cell, wish, {})):
+            return outcome
+        raise
+    workers = default_workers(processes.world) if wish.workers is None else wish.workers
+    images = opened.open_all(cell.task, found, skipped, limits, workers)
+    differences = {note: True for note in images.notes}
+    if not wish.force and (outcome := _finished(cell, wish, differences)):
+        return outcome
+
+    net = initial_net(cell)
+    shape = (cell.task.data.channels, cell.task.data.size, cell.task.data.size)
+    table = layer_table(net, shape)
+    _check_outputs(cell, net, shape)
+    draft = Draft(
+        cell=cell,
+        run_id=cell.run_id(differences),
+        table=table,
+        params=sum(p.numel() for p in net.parameters()),
+        command=cell.command + (" --skip-missing" if skipped else ""),
+        notes=list(images.notes),
+        facts=images.facts,
+        skipped=images.skipped,
+        env=environment(processes, cell.precision),
+    )
+    folder = CellFolder(wish.store, draft.run_id)
+    work = _Work(cell, wish, draft, folder, images, net, progress, processes)
+    return work.run()
+
+
+def initial_net(cell: Cell) -> nn.Module:
+    """The net with the initial weights of the cell's init stream, on the CPU."""
+    torch.manual_seed(streams.torch_seed("init", cell.seeds.init))
+    data = cell.task.data
+    return build(cell.model, data.classes, data.channels, data.size)
+
+
+def probe_batches(images: Any, cell: Cell, device: torch.device) -> Iterator[Batch]:
+    """Labelled training batches for data-driven schemes: not augmented, in an order of their own, one epoch at most."""
+    training = opened.training_set(images, cell.task, cell.seeds.order, device)
+    order = streams.permutation(streams.key("probe", cell.seeds.order), len(images))
+    for i in range(0, len(order), cell.task.recipe.probe_batch):
+        yield training.plain(order[i : i + cell.task.recipe.probe_batch])
+
+
+class _Work:
+    """One cell being worked on."""
+
+    def __init__(
+        self, cell: Cell, wish: Wish, draft: Draft, folder: CellFolder, images: TaskImages, net: nn.Module,
+        progress: Quiet, processes: Processes,
+    ) -> None:
+        self.cell, self.wish, self.draft, self.folder, self.images = cell, wish, draft, folder, images
+        self.net, self.progress, self.processes = net, progress, processes
+        assert images.train is not None
+        assert images.validation is not None
+        self.train, self.validation = images.train, images.validation
+        self.passes = Passes(
+            processes.device, cell.task.data, cell.task.evaluation.batch, processes.rank, processes.world,
+            processes.gather,
+        )  # fmt: skip
+
+    def run(self) -> Outcome:
+        """Plan first: what is wrong with a scheme is said before anything is written."""
+        plan: dict[str, Any] | Exception | None = None
+        resumes = self.folder.checkpoint.is_file() and not self.wish.force
+        if self.processes.share(not resumes):
+            if self.processes.first:
+                plan = self._plan()
+            plan = self.processes.share(plan)
+            if isinstance(plan, Exception) and not isinstance(plan, InfeasibleBudget | ScoreError):
+                raise plan
+        if self.processes.first:
+            self.folder.create()
+            with self.folder.lock() as mine:
+                self.processes.share(mine)
+                self._locked(mine)
+                if not self.wish.force and (record := self.folder.record()) and record.status in FINISHED:
+                    self.processes.share(record)
+                    return Outcome(record, self.folder.folder, found=True)
+                if self.wish.force:
+                    self.folder.clean(everything=True)
+                self.processes.share(None)
+                return self._ended(plan)
+        self._locked(self.processes.share(None))
+        if record := self.processes.share(None):
+            return Outcome(record, self.folder.folder, found=True)
+        return self._ended(plan)
+
+    def _locked(self, mine: bool) -> None:
+        if not mine:
+            raise StoreError(f"another process is working on this cell ({self.folder.folder}): nothing was done here")
+
+    def _plan(self) -> dict[str, Any] | Exception:
+        """What the scheme decides, as plain values; exceptions are values too, so that every process hears of them."""
+        cell, start = self.cell, time.perf_counter()
+        probe = Probe(
+            self.net,
+            self.draft.table,
+            cell.density,
+            probe_batches(self.train, cell, self.processes.device),
+            seed=cell.seeds.init,
+            chunk=cell.micro_batch,
+            classes=cell.task.data.classes,
+            device=self.processes.device,
+        )
+        try:
+            plan = plan_table(self.draft.table, cell.scheme, cell.density, probe, cell.scheme_args)
+            drawn = None
+            if cell.sampler.scored:
+                drawn = cell.sampler.draw(self.draft.table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args)
+        except Exception as error:
+            return error
+        return {
+            "allocated": plan.allocated,
+            "counts": plan.counts,
+            "warnings": list(plan.warnings),
+            "batches": plan.batches_used,
+            "images": plan.images_used,
+            "seconds": time.perf_counter() - start,
+            "masks": drawn,
+        }
+
+    def _ended(self, plan: dict[str, Any] | Exception | None) -> Outcome:
+        """The cell's record, whatever way it ends; only an interruption leaves none."""
+        if isinstance(plan, Exception):
+            status = "infeasible" if isinstance(plan, InfeasibleBudget) else "failed"
+            return self._write(self.draft.record(status, error=str(plan)))
+        try:
+            return self._trained(plan)
+        except (Interrupted, StoreError, KeyboardInterrupt):
+            raise
+        except Diverged as error:
+            return self._write(self.draft.record("diverged", error=str(error)))
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            told = f"out of memory ({reason}): try --micro-batch {max(1, self._share() // 2)}, or a smaller model"
+            return self._write(self.draft.record("failed", error=told))
+        except Exception as error:
+            self._keep_reason()
+            return self._write(self.draft.record("failed", error=f"{type(error).__name__}: {error}"))
+
+    def _share(self) -> int:
+        return self.cell.micro_batch or self.cell.task.recipe.batch // self.processes.world
+
+    def _keep_reason(self) -> None:
+        import traceback
+
+        if self.processes.first:
+            (self.folder.folder / "error.txt").write_text(traceback.format_exc())
+
+    def _trained(self, plan: dict[str, Any] | None) -> Outcome:
+        cell, draft, device = self.cell, self.draft, self.processes.device
+        loaded = checkpoint.load(self.folder, self.processes.world) if self.processes.first else None
+        loaded = self.processes.share(loaded)
+        if loaded is not None:
+            self.progress.say(f"going on from epoch {loaded.state.epoch}, step {loaded.state.step}")
+            draft.plan = loaded.facts
+            drawn = {name: loaded.tensors[f"mask.{name}"] for name in draft.table.names}
+        else:
+            assert plan is not None
+            ready = plan.pop("masks")
+            draft.plan = plan
+            drawn = ready or cell.sampler.draw(
+                draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args
+            )
+        self._describe_masks(drawn)
+        self.net.to(device=device, memory_format=torch.channels_last)
+        optimizer = make_optimizer(self.net, cell.task.recipe)
+        bound = masks.prune(self.net, drawn)
+        keeper = checkpoint.Keeper(self.folder, self.net, bound, optimizer, draft.plan, self.processes.world)
+        keeper.writes = self.processes.first
+        state, sums, track = State(), torch.zeros(2, dtype=torch.float64), []
+        if loaded is not None:
+            state = loaded.state
+            sums, track = keeper.restore(loaded)
+            if not self.processes.first:
+                sums.zero_()
+        bound.verify()
+        order = Order(
+            cell.seeds.order, len(self.train), cell.task.recipe.batch, self.processes.rank, self.processes.world
+        )
+        self.progress.start(cell.task.recipe.epochs, order.steps, cell.task.recipe.batch, state)
+        began, before = time.monotonic(), state.total_seconds
+        work = Fit(
+            net=self.net,
+            bound=bound,
+            training=opened.training_set(self.train, cell.task, cell.seeds.order, device),
+            order=order,
+            recipe=cell.task.recipe,
+            machine=Machine(
+                device, self.processes.world, cell.precision, self.processes.wrap(self.net), self.processes.agree
+            ),
+            validate=self._validate,
+            keeper=keeper,
+            watcher=self.progress,
+            optimizer=optimizer,
+            micro_batch=cell.micro_batch,
+            track_flow=self.wish.track_flow,
+        )
+        try:
+            fit(work, state, sums.to(device), track)
+        finally:
+            self.progress.close()
+            draft.seconds = before + time.monotonic() - began
+            draft.train_rate = state.trained / state.train_seconds if state.train_seconds else None
+        bound.verify()
+        selected, last = self._score(bound, state)
+        draft.digest_end = masks.digest(bound.masks())
+        draft.seconds = before + time.monotonic() - began
+        draft.peak_mb = peak_memory_mb(device)
+        if track and self.processes.first:
+            self._write_track(track, order.steps)
+        return self._write(draft.record("ok", selected, last, state), selected, last, drawn)
+
+    def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:
+        """Counts, digest and connectivity of the masks; MaskError where processes hold different ones."""
+        draft, data = self.draft, self.cell.task.data
+        digest = masks.digest(drawn)
+        every = self.processes.collect(digest)
+        if len(set(every)) > 1:
+            raise MaskError(f"processes hold different masks: {', '.join(d[:12] for d in every)}")
+        draft.digest_start = digest
+        draft.kept = masks.kept(drawn)
+        draft.reached = paths(self.net, draft.table, drawn, (data.channels, data.size, data.size))
+        draft.warnings = list(draft.plan["warnings"])
+        if draft.reached and draft.reached.unreached:
+            draft.warnings.append(f"{draft.reached.unreached} of {data.classes} outputs are reached by no path")
+
+    def _validate(self) -> tuple[float, float]:
+        self.processes.sync(self.net)  # BatchNorm's statistics are each process' own
+        return self.passes.accuracy_and_loss(self.net, self.validation)
+
+    def _score(self, bound: masks.Bound, state: State) -> tuple[Scored, Scored]:
+        """Test images are opened here and nowhere before: one pass for the selected epoch, one for the last."""
+        cell, task = self.cell, self.cell.task
+        say = self.progress.say
+        best = self.folder.folder / f"best-{state.best_epoch:05d}.safetensors"
+        last_is_best = state.best_epoch == len(state.curve) - 1
+        if self.processes.first:
+            checkpoint.save_weights(self.net, self.folder.folder / "last.safetensors", epoch=str(len(state.curve)))
+        if last_is_best:
+            last = score_net(self.net, task, self.images, cell.attacks, self.passes, say)
+            return last, last
+        if self.wish.last_full:
+            last = score_net(self.net, task, self.images, cell.attacks, self.passes, say)
+        else:
+            bare = TaskImages(self.images.test, {}, (), {})
+            last = score_net(self.net, task, bare, {}, self.passes, say)
+        if self.processes.first:
+            checkpoint.load_weights(self.net, best)
+        self.processes.sync(self.net)
+        bound.verify()
+        return score_net(self.net, task, self.images, cell.attacks, self.passes, say), last
+
+    def _write(
+        self, record: RunRecord, selected: Scored | None = None, last: Scored | None = None,
+        drawn: dict[str, torch.Tensor] | None = None,
+    ) -> Outcome:
+        """Everything else first, the record last: a cell with a record is whole."""
+        if self.processes.first:
+            folder = self.folder.folder
+            if drawn is not None and selected is not None and last is not None:
+                masks.save(drawn, folder / "masks.safetensors")
+                epoch = str(record.metrics["epoch"])
+                checkpoint.save_weights(self.net, folder / "selected.safetensors", epoch=epoch)
+                self.folder.write_outputs("selected", selected.outputs)
+                self.folder.write_outputs("last", last.outputs)
+            self.folder.write_record(record)
+            if record.status in FINISHED:
+                self.folder.clean()
+        return Outcome(record, self.folder.folder)
+
+    def _write_track(self, track: list[torch.Tensor], steps: int) -> None:
+        rows = [
+            {"epoch": i // steps, "step": i % steps}
+            | dict(zip(("global_l2", "layer_mean_l2", "mean_abs"), map(float, row), strict=True))
+            for i, row in enumerate(track)
+        ]
+        self.folder.write_lines("gradient_flow.jsonl", rows)
+
+
+def _finished(cell: Cell, wish: Wish, differences: dict[str, Any]) -> Outcome | None:
+    folder = CellFolder(wish.store, cell.run_id(differences))
+    record = folder.record()
+    if record is None or record.status not in FINISHED:
+        return None
+    return Outcome(record, folder.folder, found=True)
+
+
+def _epoch_metrics(scored: Scored | None, curve: list[dict[str, Any]], epoch: int) -> dict[str, float]:
+    if scored is None or not 0 <= epoch < len(curve):
+        return {}
+    return scored.metrics | {key: curve[epoch][key] for key in ("val_top1", "epoch")}
+
+
+def _check_outputs(cell: Cell, net: nn.Module, shape: tuple[int, ...]) -> None:
+    """ModelError unless the net gives one logit per class."""
+    out = output_shape(net, shape)
+    if out != (2, cell.task.data.classes):
+        raise ModelError(
+            f"model '{cell.model.name}' gives outputs of shape {out} for 2 images, "
+            f"task '{cell.task.name}' has {cell.task.data.classes} classes"
+        )

@@ -1,0 +1,159 @@
+"""Samplers: which weights of a layer are kept, given how many.
+
+A sampler is a function (table, counts, key, probe) -> {layer name: bool array of the weight's shape}, checked against
+the counts. Layers are keyed by their position in the table, so that renaming them changes no mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from rpbench import options, streams
+from rpbench.budget import Counts
+from rpbench.errors import SchemeError, UsageError
+from rpbench.layers import LayerTable
+from rpbench.scheme import source_hash
+
+if TYPE_CHECKING:
+    import torch
+
+Key = Callable[[int], int]
+Function = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler: a name and its function. `exact` says that it keeps the counts to the weight; else each weight is
+    drawn on its own, and the total must lie within four standard deviations of its binomial."""
+
+    name: str
+    function: Function
+    exact: bool = True
+    scored: bool = False
+
+    @property
+    def summary(self) -> str:
+        return options.first_sentence(self.function.__doc__)
+
+    @property
+    def url(self) -> str:
+        return options.first_url(self.function.__doc__)
+
+    @property
+    def source_hash(self) -> str:
+        return source_hash(self.function)
+
+    def draw(
+        self,
+        table: LayerTable,
+        counts: Counts,
+        seed: int,
+        scores: Mapping[str, torch.Tensor] | None = None,
+        args: Mapping[str, Any] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Masks as bool tensors on the CPU, checked: SchemeError where the sampler kept other counts."""
+        import torch
+
+        if self.scored and scores is None:
+            raise UsageError(f"sampler '{self.name}' keeps a scheme's best-scored weights: use a scheme with scores")
+        drawn = self.function(table, counts, lambda i: streams.key("mask", seed, i), scores, **(args or {}))
+        masks: dict[str, torch.Tensor] = {}
+        for layer in table:
+            if layer.name not in drawn:
+                raise SchemeError(f"sampler '{self.name}' gave no mask for '{layer.name}'")
+            mask = torch.as_tensor(drawn[layer.name])
+            if mask.dtype is not torch.bool or tuple(mask.shape) != layer.shape:
+                raise SchemeError(
+                    f"sampler '{self.name}' gave '{layer.name}' a mask of {mask.dtype} {tuple(mask.shape)}, "
+                    f"not bool {layer.shape}"
+                )
+            masks[layer.name] = mask
+        self._check(table, counts, masks)
+        return masks
+
+    def _check(self, table: LayerTable, counts: Counts, masks: Mapping[str, torch.Tensor]) -> None:
+        kept = {layer.name: int(masks[layer.name].sum()) for layer in table}
+        if self.exact:
+            for name, n in kept.items():
+                if n != counts[name]:
+                    raise SchemeError(f"sampler '{self.name}' kept {n:,} weights of '{name}', not {counts[name]:,}")
+            return
+        variance = sum(counts[layer.name] * (1 - counts[layer.name] / layer.numel) for layer in table)
+        off = sum(kept.values()) - sum(counts.values())
+        if abs(off) > 4 * math.sqrt(variance) + 1:
+            raise SchemeError(
+                f"sampler '{self.name}' kept {off:+,} weights against its expectation, "
+                f"more than four standard deviations ({math.sqrt(variance):.1f} each)"
+            )
+
+
+@overload
+def sampler(function: Function) -> Sampler: ...
+@overload
+def sampler(*, exact: bool = True, scored: bool = False) -> Callable[[Function], Sampler]: ...
+def sampler(function: Function | None = None, *, exact: bool = True, scored: bool = False) -> Any:
+    """A sampler from a function (table, counts, key, scores, *, options) -> {layer name: bool array}.
+
+    `key(i)` is the Philox key of layer i (`rpbench.streams.raw(key(i), n)`); `scores` are the scheme's, or None.
+    """
+
+    def decorate(function: Function) -> Sampler:
+        return Sampler(function.__name__, function, exact, scored)
+
+    return decorate if function is None else decorate(function)
+
+
+@sampler
+def exact(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
+    """Exactly the layer's count at uniformly random positions; masks of one seed are nested over densities.
+
+    Every weight gets one raw 64-bit draw and the smallest are kept. https://arxiv.org/abs/2009.11094
+    """
+    return {
+        layer.name: _smallest(streams.raw(key(i), layer.numel), counts[layer.name]).reshape(layer.shape)
+        for i, layer in enumerate(table)
+    }
+
+
+@sampler(exact=False)
+def bernoulli(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
+    """Every weight on its own with the layer's density, as the code released with the paper draws them.
+
+    The realised density wanders (parity only). https://github.com/VITA-Group/Random_Pruning
+    """
+    return {
+        layer.name: (streams.uniform(key(i), layer.numel) < counts[layer.name] / layer.numel).reshape(layer.shape)
+        for i, layer in enumerate(table)
+    }
+
+
+@sampler(scored=True)
+def scored(table: LayerTable, counts: Counts, key: Key, scores: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+    """The highest scores of each layer: the original SNIP and GraSP masks, not re-drawn at random.
+
+    https://arxiv.org/abs/1810.02340
+    """
+    masks = {}
+    for layer in table:
+        values = scores[layer.name].double().numpy().ravel()
+        keep = np.zeros(layer.numel, dtype=bool)
+        keep[np.argsort(-values, kind="stable")[: counts[layer.name]]] = True
+        masks[layer.name] = keep.reshape(layer.shape)
+    return masks
+
+
+def _smallest(draws: streams.Raw, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """True at the k smallest draws; equal draws at the edge go to the first positions."""
+    if k == 0:
+        return np.zeros(draws.size, dtype=bool)
+    edge = np.partition(draws, k - 1)[k - 1]
+    keep = draws <= edge
+    surplus = int(keep.sum()) - k
+    if surplus:
+        keep[np.flatnonzero(draws == edge)[-surplus:]] = False
+    return keep

@@ -1,0 +1,208 @@
+"""Schemes: how much of each layer is kept.
+
+A scheme is one decorated function. A *shape* scheme looks at the layer table alone; a *score* scheme gives every weight
+a score, and the core turns the ranking of all scores into densities. Positions are the sampler's business.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from rpbench import options
+from rpbench.budget import check_density, densities_from_scores
+from rpbench.errors import ScoreError, UsageError
+from rpbench.layers import LayerTable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+Function = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A ratio scheme: a name, its function, and what that function looks at.
+
+    `density`, where set, is the only density that the scheme is defined for (dense: 1).
+    """
+
+    name: str
+    function: Function
+    kind: Literal["shape", "score"]
+    density: float | None = None
+
+    @property
+    def summary(self) -> str:
+        return options.first_sentence(self.function.__doc__)
+
+    @property
+    def url(self) -> str:
+        return options.first_url(self.function.__doc__)
+
+    @property
+    def source_hash(self) -> str:
+        """sha256 of the file that defines the scheme ('' where there is none, as in an interactive session)."""
+        return source_hash(self.function)
+
+    def allocate(
+        self, table: LayerTable, density: float, probe: Probe | None, args: Mapping[str, Any]
+    ) -> tuple[dict[str, float], Mapping[str, torch.Tensor] | None]:
+        """Densities per layer (before rounding), and the scores where the scheme has any.
+
+        Raises what the scheme raises, UsageError for a density it is not defined for, ScoreError for scores that
+        rank nothing.
+        """
+        density = check_density(density)
+        if self.density is not None and density != self.density:
+            raise UsageError(f"'{self.name}' is density {self.density:g} by definition, not {density:g}")
+        if self.kind == "shape":
+            return dict(self.function(table, density, **args)), None
+        if probe is None:
+            raise UsageError(f"'{self.name}' scores weights: it needs a model and labelled batches")
+        scores = {name: score.detach().cpu() for name, score in self.function(probe, **args).items()}
+        readable = {k: (v if v.dtype.itemsize >= 4 else v.float()).numpy() for k, v in scores.items()}
+        return densities_from_scores(table, readable, density), scores
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    """sha256 of the file that defines `function`, '' where there is none."""
+    file = inspect.getsourcefile(function)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+@overload
+def shape_scheme(function: Function) -> Scheme: ...
+@overload
+def shape_scheme(*, density: float) -> Callable[[Function], Scheme]: ...
+def shape_scheme(function: Function | None = None, *, density: float | None = None) -> Any:
+    """A scheme from a pure function (table, density, *, options) -> {layer name: density in [0, 1]}.
+
+    Nearly all are one call of `spread(table, weight, density, fixed=...)`. `@shape_scheme(density=1.0)` declares the
+    only density that the scheme is defined for.
+    """
+
+    def decorate(function: Function) -> Scheme:
+        return Scheme(function.__name__, function, "shape", density)
+
+    return decorate if function is None else decorate(function)
+
+
+def score_scheme(function: Function) -> Scheme:
+    """A scheme from a function (probe, *, options) -> {layer name: score per weight, higher = keep}."""
+    return Scheme(function.__name__, function, "score")
+
+
+class Probe:
+    """What a score scheme may look at: a throw-away copy of the net and, on request, labelled training batches.
+
+    What is asked for is counted (`batches_used`, `images_used`): "data-free" is measured, not claimed.
+    `chunk` bounds how many images go through the net at once; BatchNorm then sees the chunk.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: LayerTable,
+        density: float,
+        batches: Iterable[Batch] | None = None,
+        seed: int = 0,
+        chunk: int | None = None,
+        classes: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.table, self.density, self.chunk = table, density, chunk
+        self.batches_used = self.images_used = 0
+        self._model, self._seed, self._classes, self._device = model, seed, classes, device
+        self._batches: Iterator[Batch] | None = None if batches is None else iter(batches)
+
+    def model(self) -> nn.Module:
+        """A fresh copy of the net in training mode, free to be changed."""
+        if any(p.is_meta for p in self._model.parameters()):
+            raise UsageError("this scheme scores the weights of the net: it needs a net with values (not on meta)")
+        model = copy.deepcopy(self._model).train()
+        model.requires_grad_(True)
+        return model.to(self._device) if self._device is not None else model
+
+    def weights(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The prunable weights of `model` by layer name."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        return {name: parameters[name] for name in self.table.names}
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator in a state that follows from the run's seed alone."""
+        import torch
+
+        from rpbench import streams
+
+        return torch.Generator().manual_seed(streams.torch_seed("probe", self._seed))
+
+    def batch(self) -> Batch:
+        """The next labelled batch: images (n, channels, height, width) in the net's dtype, classes (n,)."""
+        if self._batches is None:
+            raise UsageError("this scheme looks at labelled batches: give batches=[(images, labels), ...]")
+        try:
+            x, y = next(self._batches)
+        except StopIteration:
+            raise UsageError(
+                f"this scheme asked for more labelled batches than the {self.batches_used} there are"
+            ) from None
+        self.batches_used += 1
+        self.images_used += len(y)
+        like = next(self._model.parameters())
+        device = like.device if self._device is None else self._device
+        return x.to(device=device, dtype=like.dtype), y.to(device)
+
+    def per_class(self, samples: int) -> Batch:
+        """The first `samples` images of every class, sorted by class; UsageError where a class has too few."""
+        import torch
+
+        if samples < 1:
+            raise UsageError(f"{samples} images of every class: it must be at least 1")
+        images: dict[int, list[torch.Tensor]] = {}
+        classes = self._classes
+        while classes is None or any(len(images.get(c, ())) < samples for c in range(classes)):
+            try:
+                x, y = self.batch()
+            except UsageError as error:
+                if self._batches is None or classes is None:
+                    raise
+                short = next(c for c in range(classes) if len(images.get(c, ())) < samples)
+                raise UsageError(
+                    f"class {short} has {len(images.get(short, ()))} images in the batches given: "
+                    f"{samples} of each of {classes} classes are needed"
+                ) from error
+            classes = classes or self._count_classes(x)
+            for image, label in zip(x, y.tolist(), strict=True):
+                if len(images.setdefault(label, [])) < samples:
+                    images[label].append(image)
+        chosen = torch.stack([image for c in range(classes) for image in images[c]])
+        return chosen, torch.arange(classes, device=chosen.device).repeat_interleave(samples)
+
+    def chunks(self, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """(images, classes, share of the whole) in pieces of at most `chunk`, every piece a stride through all."""
+        pieces = -(-len(y) // self.chunk) if self.chunk else 1
+        for i in range(pieces):
+            yield x[i::pieces], y[i::pieces], len(y[i::pieces]) / len(y)
+
+    def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, y)
+
+    def _count_classes(self, x: torch.Tensor) -> int:
+        import torch
+
+        with torch.no_grad():
+            logits = copy.deepcopy(self._model).eval().to(x.device)(x[:2])
+        if logits.dim() != 2:
+            raise ScoreError(f"the net gives outputs of shape {tuple(logits.shape)}, not (images, classes)")
+        return int(logits.shape[1])

@@ -1,0 +1,127 @@
+"""The five axes of a net trained elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rpbench.cost import paths, peak_memory_mb
+from rpbench.data import opened
+from rpbench.data.opened import Limits
+from rpbench.data.sources import Roots
+from rpbench.data.streamed import default_workers
+from rpbench.errors import ModelError
+from rpbench.evaluation import Passes, score_net
+from rpbench.layers import layer_table, output_shape
+from rpbench.models import build, resolve
+from rpbench.progress import Quiet
+from rpbench.task import Task, load_attack, load_task, with_overrides
+
+
+def evaluate(
+    model: nn.Module,
+    task: str | Task = "digits",
+    *,
+    data: Iterable[str] = (),
+    skip_missing: bool = False,
+    limit_test: int | None = None,
+    workers: int | None = None,
+    overrides: tuple[str, ...] = (),
+    progress: Quiet | None = None,
+) -> dict[str, Any]:
+    """Accuracy, calibration, OoD detection, robustness and cost of `model` on a task, as plain values.
+
+    `model` maps normalised images (b, c, h, w) to logits (b, classes); it is put into eval mode and float32 on the
+    best device, its own object left as it was. Density counts weights that are not zero. Raises DataError where
+    images are missing, ModelError for a net that does not fit the task.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    task, _ = with_overrides(task, overrides)
+    progress = progress or Quiet()
+    shape = (task.data.channels, task.data.size, task.data.size)
+    out = output_shape(model, shape)
+    if out != (2, task.data.classes):
+        raise ModelError(f"the net gives outputs of shape {out} for 2 images, task '{task.name}' has {task.data.classes}")
+    table = layer_table(model, shape)
+    found, skipped = opened.find_all(task, Roots.read(data), training=False, skip_missing=skip_missing)
+    images = opened.open_all(
+        task, found, skipped, Limits(None, limit_test), default_workers(1) if workers is None else workers
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    import copy
+
+    net = copy.deepcopy(model).float().to(device=device, memory_format=torch.channels_last).eval()
+    weights = dict(net.named_parameters(remove_duplicate=False))
+    masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
+    attacks = {name: load_attack(name) for name in task.evaluation.attacks}
+    scored = score_net(net, task, images, attacks, Passes(device, task.data, task.evaluation.batch), progress.say)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    reached = paths(net, table, masks, shape)
+    return {
+        "task": {"name": task.name, "version": task.version},
+        "metrics": scored.metrics,
+        "density": {
+            "realised": sum(kept.values()) / table.prunable,
+            "effective": reached.effective if reached else None,
+            "kept": sum(kept.values()),
+            "prunable": table.prunable,
+        },
+        "cost": {
+            "params": sum(p.numel() for p in net.parameters()),
+            "dense_macs": sum(layer.macs or 0 for layer in table),
+            "sparse_macs": sum((layer.macs or 0) * kept[layer.name] / layer.numel for layer in table),
+            "eval_images_per_s": scored.images_per_s,
+            "peak_memory_mb": peak_memory_mb(device),
+        },
+        "data": images.facts,
+        "skipped": skipped,
+        "notes": images.notes,
+    }
+
+
+def load_model(task: Task, name: str, weights: Path) -> nn.Module:
+    """A named net with a state dict from a .safetensors or .pt file (no pickled code). ModelError where they differ."""
+    net = build(resolve(name, task.family), task.data.classes, task.data.channels, task.data.size)
+    state = _read_state(weights)
+    wanted = net.state_dict()
+    for key in wanted.keys() ^ state.keys():
+        if not key.endswith("num_batches_tracked"):
+            where = "the file lacks" if key in wanted else f"'{name}' has no"
+            raise ModelError(f"weights '{weights}' are not of model '{name}': {where} '{key}'")
+    for key, value in state.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            raise ModelError(
+                f"weights '{weights}' are not of model '{name}' on task '{task.name}': "
+                f"'{key}' is {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
+            )
+    net.load_state_dict(state, strict=False)
+    return net
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ModelError(f"weights '{path}': there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"weights '{path}' cannot be read: {reason}") from error
+    while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
+        content = inner
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise ModelError(f"weights '{path}' hold no state dict of tensors")
+    if any(k.startswith("net.") for k in content):  # one of rpbench's own checkpoints
+        content = {k.removeprefix("net."): v for k, v in content.items() if k.startswith("net.")}
+    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in content.items()}
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")

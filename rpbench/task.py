@@ -1,0 +1,328 @@
+"""Tasks, image sets and attacks: validated models of the TOML files in `tasks/`.
+
+Every faulty key of a file is reported at once, with its place, line, value and what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rpbench.catalog import definition
+from rpbench.errors import BadDefinition, UnknownName
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Definition(BaseModel):
+    """Base of everything read from TOML: frozen, unknown keys rejected, no NaN, no silent conversions of text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Split(Definition):
+    """One split of an image set: its name at the source, its size, and the fingerprint of its images where known."""
+
+    name: str
+    n: Count
+    fingerprint: str = ""
+
+
+class Columns(Definition):
+    image: str = "image"
+    label: str = "label"
+
+
+class ImageSet(Definition):
+    """A set of labelled images: where it comes from, how large it is.
+
+    `source` "hub": a dataset of the Hugging Face hub at a pinned revision (or a folder in one of the accepted
+    layouts); "folder": only a folder given by the user; "embedded": ships with a Python package; "generated": drawn
+    from a counter-based stream, from `base` images ("gaussian") or from nothing ("noise").
+    """
+
+    name: Name
+    summary: str
+    url: str
+    source: Literal["hub", "folder", "embedded", "generated"]
+    repo: str = ""
+    revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
+    folder: str = ""
+    columns: Columns = Columns()
+    labels: bool = True
+    size: Count | None = None
+    channels: Literal[1, 3] | None = None
+    aliases: tuple[str, ...] = ()
+    mean: Fraction = 0.0
+    sigma: Annotated[float, Field(ge=0)] = 0.0
+    splits: dict[str, Split] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> ImageSet:
+        if self.source == "hub" and not (self.repo and self.revision):
+            raise ValueError("a hub set needs repo and a pinned revision")
+        if self.source == "generated" and self.sigma <= 0:
+            raise ValueError("a generated set needs sigma > 0")
+        if self.source != "generated" and not self.splits:
+            raise ValueError("a set needs at least one [splits.*]")
+        return self
+
+
+class Attack(Definition):
+    """An adversarial attack in pixel space [0, 1], normalisation inside the model."""
+
+    name: Name
+    summary: str
+    url: str
+    kind: Literal["fgsm"]
+    eps_255: Annotated[float, Field(ge=0, le=255)]
+
+    @property
+    def eps(self) -> float:
+        return self.eps_255 / 255
+
+
+class Data(Definition):
+    """Which images are trained and tested on. `validation` training images are held out to select the epoch."""
+
+    set: Name
+    train: str = "train"
+    test: str = "test"
+    classes: Annotated[int, Field(ge=2)]
+    channels: Literal[1, 3]
+    size: Annotated[int, Field(ge=2)]
+    validation: Count
+    pipeline: Literal["resident", "stream"]
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+
+    @model_validator(mode="after")
+    def _channels(self) -> Data:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} numbers, one per channel")
+        return self
+
+
+class Augment(Definition):
+    """How training images are varied. Resident sets: pad and crop, flip; streamed sets: RandomResizedCrop, flip."""
+
+    pad: Annotated[int, Field(ge=0)] = 0
+    pad_mode: Literal["reflect", "constant"] = "reflect"
+    flip: bool = False
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    resize: Count = 256
+
+
+class Recipe(Definition):
+    """Every number that decides the training. `drops` are fractions of the epochs at which the rate is multiplied by
+    `factor`; `decay` says which parameters weight decay acts on; `probe_batch` is the batch that data-driven schemes
+    are shown."""
+
+    epochs: Count
+    batch: Count
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
+    weight_decay: Annotated[float, Field(ge=0)]
+    decay: Literal["all", "weights"]
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    factor: Positive
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    probe_batch: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        if list(self.drops) != sorted(set(self.drops)):
+            raise ValueError("drops must rise")
+        return self
+
+
+class Evaluation(Definition):
+    """What a trained net is scored on beside its test images."""
+
+    top5: bool = False
+    ood: tuple[Name, ...] = ()
+    attacks: tuple[Name, ...] = ()
+    batch: Count = 500
+
+
+class Defaults(Definition):
+    model: str
+    scheme: str
+    density: Annotated[float, Field(gt=0, le=1)]
+
+
+class Expected(Definition):
+    """A number that the source reports, with its place."""
+
+    model: str
+    scheme: str
+    density: Annotated[float, Field(gt=0, le=1)]
+    metric: str
+    value: float
+    place: str
+
+
+class Task(Definition):
+    """A benchmark definition: data, recipe, models and evaluations under one version."""
+
+    name: Name
+    version: Count
+    summary: str
+    url: str
+    family: Literal["cifar", "imagenet"]
+    models: tuple[str, ...]
+    data: Data
+    augment: Augment = Augment()
+    recipe: Recipe
+    evaluation: Evaluation = Evaluation()
+    defaults: Defaults
+    expected: tuple[Expected, ...] = ()
+
+    def spec(self, sets: dict[str, ImageSet], attacks: dict[str, Attack]) -> str:
+        """sha256 of everything in this definition, its image sets and attacks that can move a score."""
+        told = {"summary", "url", "expected", "defaults", "models"}
+        content = {
+            "task": self.model_dump(mode="json", exclude=told),
+            "sets": {n: s.model_dump(mode="json", exclude=told | {"aliases"}) for n, s in sets.items()},
+            "attacks": {n: a.model_dump(mode="json", exclude=told) for n, a in attacks.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """Every image set that the task needs, its own first."""
+        return (self.data.set, *self.evaluation.ood)
+
+
+M = TypeVar("M", bound=Definition)
+
+
+def load_task(given: str) -> Task:
+    """The task that `given` names: a shelf name or a TOML file."""
+    return _load(Task, definition("task", "tasks", given))
+
+
+def load_set(given: str) -> ImageSet:
+    return _load(ImageSet, definition("image set", "tasks.images", given))
+
+
+def load_attack(given: str) -> Attack:
+    return _load(Attack, definition("attack", "tasks.attacks", given))
+
+
+def with_overrides(task: Task, settings: tuple[str, ...]) -> tuple[Task, dict[str, Any]]:
+    """The task with `--set recipe.epochs=1` style settings, and the settings that changed something.
+
+    Raises BadDefinition naming the key, the value and what would be right.
+    """
+    content = task.model_dump(mode="json", exclude_defaults=False)
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BadDefinition(f"--set {setting}: write KEY=VALUE, as in recipe.epochs=1")
+        place, value = content, _value(text)
+        *path, last = key.split(".")
+        for part in path:
+            inner = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(inner, dict):
+                raise _unknown_key(task, key)
+            place = inner
+        if last not in place or isinstance(place[last], dict) or not path:
+            raise _unknown_key(task, key)
+        if place[last] != value:
+            changed[key] = value
+        place[last] = value
+    try:
+        return _validate(Task, content), changed
+    except ValidationError as error:
+        raise BadDefinition("; ".join(f"--set {fault}" for fault in _faults(error, ""))) from None
+
+
+def set_keys(task: Task) -> list[str]:
+    """Every key that --set accepts."""
+    content = task.model_dump(mode="json")
+    return [f"{a}.{b}" for a, inner in content.items() if isinstance(inner, dict) and a != "defaults" for b in inner]
+
+
+def _unknown_key(task: Task, key: str) -> UnknownName:
+    return UnknownName("key for --set", key, set_keys(task))
+
+
+def _value(text: str) -> Any:
+    """A TOML value; text that is none stands for itself."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _load(kind: type[M], path: Path) -> M:
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadDefinition(f"{path}: not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadDefinition(f"{path}: cannot be read: {error}") from None
+    try:
+        return _validate(kind, content)
+    except ValidationError as error:
+        faults = _faults(error, text)
+        count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+        raise BadDefinition(f"{path}: {count}: " + "; ".join(faults)) from None
+
+
+def _validate(kind: type[M], content: dict[str, Any]) -> M:
+    """Through JSON, where strict mode takes a list for a tuple and a whole number for a float, but not "3" for 3."""
+    return kind.model_validate_json(json.dumps(content, default=str), strict=True)
+
+
+def _faults(error: ValidationError, text: str) -> list[str]:
+    """One phrase per fault: key (line), what is there, what would be right."""
+    found = []
+    for fault in error.errors(include_url=False):
+        parts = [str(part) for part in fault["loc"]]
+        line = _line(text, parts)
+        where = ".".join(parts) + (f" (line {line})" if line else "")
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if fault["type"] == "missing":
+            found.append(f"{where or 'the file'} is missing")
+        elif fault["type"] == "extra_forbidden":
+            found.append(f"{where} is not a key that exists here")
+        elif isinstance(fault["input"], dict):
+            found.append(f"{where or 'the file'}: {message}")
+        else:
+            found.append(f"{where} is {json.dumps(fault['input'], default=str)}: {message}")
+    return found
+
+
+def _line(text: str, path: list[str]) -> int | None:
+    """The line of a key in TOML text, as far as a look at table headers and key names tells."""
+    table: list[str] = []
+    best = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
+            table = [part.strip().strip("\"'") for part in header[1].split(".")]
+            if table == path:
+                best = number
+        elif key := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
+            full = [*table, *(part.strip("\"'") for part in key[1].split("."))]
+            if full == path[: len(full)] and len(full) > len(table):
+                best = number
+    return best
