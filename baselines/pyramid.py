@@ -15,10 +15,10 @@ def pyramid(table: LayerTable, density: float) -> Mapping[str, float]:
     if q ** (last + 1) >= floor or last == 0:
         return {layer.name: q ** (l + 1) for l, layer in enumerate(table)}  # noqa: E741
     rest = density * table.prunable - floor * table.last.numel
-    if rest <= 0:
+    if rest < -1e-9 * table.prunable:
         least = table.last.shape[0] / table.prunable
         raise InfeasibleBudget(density, least, why="one weight per output of the classifier")
-    q = _solve([layer.numel for layer in table[:-1]], rest)
+    q = _solve([layer.numel for layer in table[:-1]], max(0.0, rest))
     return {layer.name: floor if l == last else q ** (l + 1) for l, layer in enumerate(table)}  # noqa: E741
 
 

@@ -39,8 +39,8 @@ def smart(
     room = sum(layer.numel for layer in convolutions)
     most = linear
     if convolutions:
-        most += root(lambda w: pour(w)[1] - 1e-9 * room, 0.0, float(room))
-    if not linear <= density * total <= most + 1e-6 * room or density * total <= linear:
+        most += root(lambda w: pour(w)[1] - 1e-10 * room, 0.0, float(room))
+    if not linear - 1e-9 * total <= density * total <= most + 1e-9 * total:
         raise InfeasibleBudget(density, linear / total, most / total, why=f"every linear layer keeps {LINEAR}")
-    densities, _ = pour(density * total - linear)
+    densities, _ = pour(max(0.0, density * total - linear))
     return {layer.name: densities.get(layer.name, LINEAR) for layer in table}

@@ -28,7 +28,7 @@ _HOMES = {
     "shape_scheme": "rpbench.scheme",
     "score_scheme": "rpbench.scheme",
     "Sampler": "rpbench.sampler",
-    "sampler": "rpbench.sampler",
+    "mask_sampler": "rpbench.sampler",
     "evaluate": "rpbench.scoring",
     "load_records": "rpbench.store",
     "RpbenchError": "rpbench.errors",
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from rpbench.planning import Plan as Plan
     from rpbench.planning import plan as plan
     from rpbench.sampler import Sampler as Sampler
+    from rpbench.sampler import mask_sampler as mask_sampler
     from rpbench.scheme import Probe as Probe
     from rpbench.scheme import Scheme as Scheme
     from rpbench.scheme import score_scheme as score_scheme

@@ -16,6 +16,7 @@ RpbenchError
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -32,8 +33,9 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-        guess = f": did you mean '{near[0]}'?" if near else ";"
+        near = difflib.get_close_matches(name.lower(), names, n=9, cutoff=0.5)
+        nearest = max(near, key=lambda other: _likeness(name.lower(), other), default=None)
+        guess = f": did you mean '{nearest}'?" if nearest else ";"
         super().__init__(f"no {kind} '{name}'{guess} there is {', '.join(names)}")
         self._parts = (kind, name, tuple(names))
 
@@ -89,6 +91,11 @@ class InfeasibleBudget(RpbenchError):
 
 class MaskError(RpbenchError):
     """A pruned weight that is not zero, or masks that differ between processes."""
+
+
+def _likeness(a: str, b: str) -> tuple[float, int]:
+    """difflib's ratio; among equals the longer common beginning (resnet21 is nearer to resnet20 than to resnet32)."""
+    return round(difflib.SequenceMatcher(None, a, b).ratio(), 3), len(os.path.commonprefix([a, b]))
 
 
 def _round_up(x: float, digits: int = 6) -> float:

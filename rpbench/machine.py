@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -95,7 +96,7 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
     import rpbench
 
     device = processes.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "rpbench": rpbench.__version__,
         "git": _git_commit(),
@@ -115,6 +116,14 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
         "deterministic": device.type == "cpu",
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device.type == "cuda" else False,
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

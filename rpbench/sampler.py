@@ -93,10 +93,10 @@ class Sampler:
 
 
 @overload
-def sampler(function: Function) -> Sampler: ...
+def mask_sampler(function: Function) -> Sampler: ...
 @overload
-def sampler(*, exact: bool = True, scored: bool = False) -> Callable[[Function], Sampler]: ...
-def sampler(function: Function | None = None, *, exact: bool = True, scored: bool = False) -> Any:
+def mask_sampler(*, exact: bool = True, scored: bool = False) -> Callable[[Function], Sampler]: ...
+def mask_sampler(function: Function | None = None, *, exact: bool = True, scored: bool = False) -> Any:
     """A sampler from a function (table, counts, key, scores, *, options) -> {layer name: bool array}.
 
     `key(i)` is the Philox key of layer i (`rpbench.streams.raw(key(i), n)`); `scores` are the scheme's, or None.
@@ -108,7 +108,7 @@ def sampler(function: Function | None = None, *, exact: bool = True, scored: boo
     return decorate if function is None else decorate(function)
 
 
-@sampler
+@mask_sampler
 def exact(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
     """Exactly the layer's count at uniformly random positions; masks of one seed are nested over densities.
 
@@ -120,7 +120,7 @@ def exact(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mappin
     }
 
 
-@sampler(exact=False)
+@mask_sampler(exact=False)
 def bernoulli(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
     """Every weight on its own with the layer's density, as the code released with the paper draws them.
 
@@ -132,7 +132,7 @@ def bernoulli(table: LayerTable, counts: Counts, key: Key, scores: object) -> Ma
     }
 
 
-@sampler(scored=True)
+@mask_sampler(scored=True)
 def scored(table: LayerTable, counts: Counts, key: Key, scores: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
     """The highest scores of each layer: the original SNIP and GraSP masks, not re-drawn at random.
 

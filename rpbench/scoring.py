@@ -113,8 +113,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"weights '{path}' cannot be read: {reason}") from error
+        raise ModelError(
+            f"weights '{path}' are not a state dict that can be read safely (.safetensors, or .pt of tensors alone)"
+        ) from error
     while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
         content = inner
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):

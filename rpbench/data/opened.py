@@ -78,11 +78,7 @@ def open_all(task: Task, found: dict[str, Located], skipped: list[str], limits: 
             images = _open(task, located, workers)
             if key in ("train", "test"):
                 _check_labels(task, located, images)
-            if located.declared not in (None, len(images)):
-                notes.append(
-                    f"{located.image_set.name} ({located.split}) has {len(images):,} images, "
-                    f"its definition says {located.declared:,}"
-                )
+            notes += _differences(located, images)
         name = located.image_set.name if key != "train" else f"{located.image_set.name}/{located.split}"
         if key != "train" and limits.test is not None and limits.test < len(images):
             images = images.take(np.arange(limits.test))
@@ -123,6 +119,17 @@ def _split(task: Task, located: Located, images: Images, limits: Limits, result:
     result.train, result.validation = images.take(np.sort(rest)), images.take(held)
     fact = result.facts[f"{located.image_set.name}/{located.split}"]
     fact |= {"trained_on": len(result.train), "validation": len(result.validation)}
+
+
+def _differences(located: Located, images: Images) -> list[str]:
+    """What a set on this machine has other than its definition says."""
+    name = f"{located.image_set.name} ({located.split})"
+    declared = located.image_set.splits[located.split]
+    if declared.n != len(images):
+        return [f"{name} has {len(images):,} images, its definition says {declared.n:,}"]
+    if declared.fingerprint and declared.fingerprint != images.fingerprint:
+        return [f"{name} holds other images than its definition's (fingerprint {images.fingerprint[:12]})"]
+    return []
 
 
 def _open(task: Task, located: Located, workers: int) -> Images:

@@ -85,7 +85,7 @@ def locate(image_set: ImageSet, split: str, roots: Roots) -> Located:
         remedy = f"get it with: rpbench data prepare {image_set.name}"
     else:
         remedy = f"put its folder there (from {image_set.url})"
-    places = "; ".join(looked) or "nowhere: give --data DIR or set RPBENCH_DATA"
+    places = "; ".join(looked) or "no folder (none was given by --data DIR or RPBENCH_DATA)"
     raise MissingData(
         f"image set '{image_set.name}' ({split}) is not on this machine; looked in {places}; "
         f"{remedy}, or point to a folder with --data {image_set.name}=DIR"

@@ -1,0 +1,227 @@
+"""The contract of every scheme on the shelf, on nets that were and were not planned for."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import rpbench
+from rpbench.catalog import find_scheme, list_schemes, scheme_names
+from rpbench.layers import LayerTable, layer_table
+from rpbench.models import build, resolve
+from rpbench.options import declared
+from rpbench.planning import plan_table
+
+SHAPES = [n for n in scheme_names() if n not in ("dense", "given") and find_scheme(n)[0].kind == "shape"]
+SCORES = [n for n in scheme_names() if find_scheme(n)[0].kind == "score"]
+DENSITIES = [0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.9]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 30), nn.ReLU(), nn.Linear(30, 7))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1), nn.Flatten())
+
+
+@functools.cache
+def table(name: str) -> LayerTable:
+    with torch.device("meta"):
+        nets: dict[str, Any] = {
+            "resnet20": lambda: build(resolve("resnet20", "cifar"), 10, 3, 32),
+            "vgg16": lambda: build(resolve("vgg16", "cifar"), 10, 3, 32),
+            "resnet50": lambda: build(resolve("resnet50", "imagenet"), 1000, 3, 224),
+            "wrn50": lambda: build(resolve("wrn50", "imagenet"), 1000, 3, 224),
+            "mobilenet_v2": torchvision.models.mobilenet_v2,
+            "vit_b_16": torchvision.models.vit_b_16,
+            "mlp": mlp,
+            "convolutional": convolutional,
+            "one_layer": lambda: nn.Linear(20, 10),
+        }
+        return layer_table(nets[name]())
+
+
+def defaults(scheme: str) -> dict[str, Any]:
+    return {k: p.default for k, p in declared(find_scheme(scheme)[0].function).items()}
+
+
+NETS = ["resnet20", "vgg16", "resnet50", "wrn50", "mobilenet_v2", "vit_b_16", "mlp", "convolutional", "one_layer"]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("scheme", SHAPES)
+def test_budget_is_met_exactly_or_infeasible(scheme: str, net: str, density: float) -> None:
+    found, _ = find_scheme(scheme)
+    layers = table(net)
+    try:
+        plan = plan_table(layers, found, density, None, defaults(scheme))
+    except rpbench.InfeasibleBudget as error:
+        assert not error.least <= density <= error.most or round(density * layers.prunable) < 1
+        return
+    assert plan.kept == round(density * layers.prunable)
+    assert sum(row.kept for row in plan.layers) == plan.kept
+    assert all(0 <= row.kept <= row.numel and 0 <= row.density <= 1 for row in plan.layers)
+    assert all(abs(row.kept - row.density * row.numel) <= 1 for row in plan.layers)
+
+
+@pytest.mark.parametrize("scheme", SHAPES)
+def test_names_of_layers_do_not_matter(scheme: str) -> None:
+    found, _ = find_scheme(scheme)
+    layers = table("resnet20")
+    renamed = LayerTable(tuple(replace(layer, name=f"x{i}") for i, layer in enumerate(layers)))
+    args = defaults(scheme)
+    kept = [[row.kept for row in plan_table(t, found, 0.2, None, args).layers] for t in (layers, renamed)]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("scheme", SHAPES)
+def test_interval_of_an_infeasible_budget_works(scheme: str) -> None:
+    """Where a scheme names a feasible interval, both of its ends are feasible."""
+    found, _ = find_scheme(scheme)
+    args = defaults(scheme)
+    for net in NETS:
+        layers = table(net)
+        for density in (1e-6, 1.0):
+            try:
+                plan_table(layers, found, density, None, args)
+            except rpbench.InfeasibleBudget as error:
+                if error.least > 1.5 / layers.prunable:
+                    assert plan_table(layers, found, error.least, None, args).kept
+                if error.most < 1:
+                    assert plan_table(layers, found, error.most, None, args).kept
+
+
+@pytest.mark.parametrize("scheme", SCORES)
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.5])
+def test_score_schemes_meet_their_budget(scheme: str, density: float) -> None:
+    torch.manual_seed(0)
+    model = build(resolve("resnet8", "cifar"), 10, 1, 8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batch = (torch.randn(128, 1, 8, 8), torch.arange(128) % 10)
+    plans = [rpbench.plan(model, scheme, density, batches=[batch]) for _ in range(2)]
+    assert plans[0].kept == round(density * plans[0].prunable)
+    assert plans[0].counts == plans[1].counts
+    assert plans[0].batches_used == 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scheme", SCORES)
+def test_score_schemes_keep_the_dtype(scheme: str) -> None:
+    model = build(resolve("resnet8", "cifar"), 10, 1, 8).double()
+    batch = (torch.randn(128, 1, 8, 8), torch.arange(128) % 10)
+    plan = rpbench.plan(model, scheme, 0.1, batches=[batch])
+    assert plan.scores is not None
+    assert all(score.dtype is torch.float64 for score in plan.scores.values())
+
+
+@pytest.mark.parametrize("net", ["mobilenet_v2", "vit_b_16"])
+def test_snip_on_nets_nobody_planned_for(net: str) -> None:
+    torch.manual_seed(0)
+    if net == "mobilenet_v2":
+        model: nn.Module = torchvision.models.mobilenet_v2(num_classes=10)
+    else:
+        model = torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10)
+    batch = (torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+    if net == "vit_b_16":  # torchvision's head starts at zero and lets no gradient through
+        with pytest.raises(rpbench.ScoreError, match="all .* scores are equal"):
+            rpbench.plan(model, "snip", 0.1, batches=[batch])
+        nn.init.normal_(model.heads.head.weight)  # type: ignore[union-attr, arg-type]
+    plan = rpbench.plan(model, "snip", 0.1, batches=[batch])
+    assert plan.kept == round(0.1 * plan.prunable)
+
+
+def test_snip_by_hand() -> None:
+    """|w g| of a linear net with one output pair, worked out: d NLL / d logits = p - onehot."""
+    net = nn.Linear(3, 2, bias=False).double()
+    x, y = torch.tensor([[1.0, 2.0, -1.0]]).double(), torch.tensor([1])
+    p = torch.softmax(net(x), 1)[0].detach()
+    expected = (net.weight.detach() * torch.outer(p - torch.tensor([0.0, 1.0]), x[0])).abs()
+    plan = rpbench.plan(net, "snip", 0.5, batches=[(x, y)])
+    assert plan.scores is not None
+    torch.testing.assert_close(plan.scores["weight"], expected)
+
+
+def test_grasp_by_hand() -> None:
+    """w * Hg with an explicit Hessian, on a net small enough to have one."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3, bias=False).double()
+    x, y = torch.randn(6, 4).double(), torch.arange(6) % 3
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(x @ flat.view(3, 4).T / 200, y)
+
+    w = net.weight.detach().flatten()
+    g = torch.autograd.functional.jacobian(loss, w)
+    h = torch.autograd.functional.hessian(loss, w)
+    plan = rpbench.plan(net, "grasp", 0.5, batches=[(x, y)], samples_per_class=2)
+    assert plan.scores is not None
+    torch.testing.assert_close(plan.scores["weight"].flatten(), w * (h @ g))
+
+
+def test_grasp_says_which_class_is_short() -> None:
+    model = build(resolve("resnet8", "cifar"), 10, 1, 8)
+    batch = (torch.randn(40, 1, 8, 8), torch.arange(40) % 8)
+    with pytest.raises(rpbench.UsageError, match="class 8 has 0 images"):
+        rpbench.plan(model, "grasp", 0.1, batches=[batch], samples_per_class=2)
+
+
+def test_dense_is_density_one() -> None:
+    with pytest.raises(rpbench.UsageError, match="density 1 by definition"):
+        rpbench.plan(mlp(), "dense", 0.5)
+    assert rpbench.plan(mlp(), "dense", 1.0).kept == 48 * 30 + 30 * 7
+
+
+@pytest.mark.parametrize("kind", ["names", "list", "plan", "record"])
+def test_given_reads_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    plan = rpbench.plan(mlp(), "erk", 0.25)
+    contents: dict[str, Any] = {
+        "names": {layer.name: layer.density for layer in plan.layers},
+        "list": [layer.density for layer in plan.layers],
+        "plan": plan.as_json("mlp"),
+        "record": {"density": {"kept_per_layer": [layer.kept for layer in plan.layers]}},
+    }
+    file = tmp_path / "densities.json"
+    file.write_text(json.dumps(contents[kind]))
+    assert rpbench.plan(mlp(), "given", 0.25, file=file).counts == plan.counts
+    with pytest.raises(rpbench.SchemeError, match="off budget"):
+        rpbench.plan(mlp(), "given", 0.5, file=file)
+
+
+def test_pyramid_is_geometric() -> None:
+    plan = rpbench.plan(build(resolve("resnet20", "cifar"), 10, 3, 32), "pyramid", 0.3)
+    ratios = [b.density / a.density for a, b in zip(plan.layers[:-2], plan.layers[1:-1], strict=True)]
+    assert max(ratios) - min(ratios) < 1e-9
+    assert plan.layers[-1].kept >= 10
+
+
+def test_igq_never_saturates() -> None:
+    plan = rpbench.plan(build(resolve("vgg16", "cifar"), 10, 3, 32), "igq", 0.9)
+    assert max(layer.density for layer in plan.layers) < 1
+    f = [(1 / layer.density - 1) / layer.numel for layer in plan.layers]
+    assert max(f) == pytest.approx(min(f), rel=1e-6)
+
+
+def test_balanced_passes_surplus_on() -> None:
+    plan = rpbench.plan(build(resolve("resnet20", "cifar"), 10, 3, 32), "balanced", 0.1)
+    free = {layer.kept for layer in plan.layers if layer.kept < layer.numel}
+    assert max(free) - min(free) <= 1
+
+
+@pytest.mark.parametrize("row", list_schemes(), ids=lambda row: row["name"])
+def test_every_scheme_says_what_it_is(row: dict[str, Any]) -> None:
+    assert 20 < len(row["summary"]) < 120
+    assert row["source"].startswith("https://")
+    found, _ = find_scheme(row["name"])
+    assert found.name == row["name"]
+    assert found.summary == row["summary"]
+    assert len(found.source_hash) == 64
