@@ -11,7 +11,7 @@ def igq(table: LayerTable, density: float) -> Mapping[str, float]:
         return dict.fromkeys(table.names, 1.0)
 
     def surplus(log_f: float) -> float:
-        return density * table.prunable - sum(m / (1.0 + m * 2.0**log_f) for m in n)
+        return float(density * table.prunable - sum(m / (1.0 + m * 2.0**log_f) for m in n))
 
     f = 2.0 ** root(surplus, -200.0, 200.0)
     return {layer.name: 1.0 / (1.0 + f * layer.numel) for layer in table}

@@ -40,7 +40,7 @@ _HOMES = {
     "ModelError": "rpbench.errors",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from rpbench.budget import root as root

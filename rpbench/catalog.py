@@ -133,7 +133,9 @@ def _read_scheme(name: str, path: Path) -> Row:
         a.arg: ast.literal_eval(d) if d is not None else None
         for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     }
-    looks_at = "weights and data" if any("score_scheme" in ast.unparse(d) for d in function.decorator_list) else "shapes"
+    looks_at = (
+        "weights and data" if any("score_scheme" in ast.unparse(d) for d in function.decorator_list) else "shapes"
+    )
     return {
         "name": name,
         "summary": options.first_sentence(text),

@@ -130,7 +130,12 @@ def ask(
     drawer, sampler_given = find_sampler(sampler)
     if drawer.scored and found.kind != "score":
         raise UsageError(f"sampler '{drawer.name}' keeps a scheme's best-scored weights, '{found.name}' scores none")
-    for name, number in (("seed", seed), ("mask-seed", mask_seed), ("init-seed", init_seed), ("order-seed", order_seed)):
+    for name, number in (
+        ("seed", seed),
+        ("mask-seed", mask_seed),
+        ("init-seed", init_seed),
+        ("order-seed", order_seed),
+    ):
         if number is not None and number < 0:
             raise UsageError(f"--{name} {number}: seeds are whole numbers from 0")
     given_model = model or declared.defaults.model

@@ -36,7 +36,13 @@ class Keeper:
     """Keeps a cell's checkpoints and the weights of its best epoch."""
 
     def __init__(
-        self, cell: CellFolder, net: nn.Module, bound: Bound, optimizer: torch.optim.Optimizer, facts: dict[str, Any], world: int
+        self,
+        cell: CellFolder,
+        net: nn.Module,
+        bound: Bound,
+        optimizer: torch.optim.Optimizer,
+        facts: dict[str, Any],
+        world: int,
     ) -> None:
         self.cell, self.net, self.bound, self.optimizer = cell, net, bound, optimizer
         self.facts, self.world = facts, world
@@ -99,7 +105,9 @@ def load(cell: CellFolder, world: int) -> Loaded | None:
             told = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"checkpoint '{path}' cannot be read ({error}): remove it, or start over with --force") from None
+        raise StoreError(
+            f"checkpoint '{path}' cannot be read ({error}): remove it, or start over with --force"
+        ) from None
     if told.get("format") != FORMAT:
         raise StoreError(f"'{path}' is not a checkpoint of this version: start over with --force")
     if told.get("run_id") != cell.run_id:

@@ -63,11 +63,11 @@ class _Arrives(torch.autograd.Function):
     """1 where something positive arrives, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         return (gradients[0] > 0).to(gradients[0].dtype)
 
 

@@ -29,9 +29,7 @@ def plan_cell(cell: Cell, data: Iterable[str] = (), workers: int | None = None) 
     table = layer_table(net, shape)
     found, skipped = opened.find_all(cell.task, Roots.read(data), training=True, skip_missing=True)
     own = {key: located for key, located in found.items() if key in ("train", "test")}
-    images = opened.open_all(
-        cell.task, own, skipped, Limits(), default_workers(1) if workers is None else workers
-    )
+    images = opened.open_all(cell.task, own, skipped, Limits(), default_workers(1) if workers is None else workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     probe = Probe(
         net, table, cell.density, probe_batches(images.train, cell, device), seed=cell.seeds.init,

@@ -16,6 +16,7 @@ RpbenchError
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable
 
@@ -98,10 +99,9 @@ def _likeness(a: str, b: str) -> tuple[float, int]:
     return round(difflib.SequenceMatcher(None, a, b).ratio(), 3), len(os.path.commonprefix([a, b]))
 
 
-def _round_up(x: float, digits: int = 6) -> float:
-    step = 10.0**-digits
-    return x if x >= 1.0 else min(1.0, round((int(x / step) + (x % step > 0)) * step, digits))
+def _round_up(x: float) -> float:
+    return min(1.0, math.ceil(x * 1e6) / 1e6)
 
 
-def _round_down(x: float, digits: int = 6) -> float:
-    return round(int(x * 10**digits) / 10**digits, digits)
+def _round_down(x: float) -> float:
+    return math.floor(x * 1e6) / 1e6

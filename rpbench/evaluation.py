@@ -71,9 +71,9 @@ class Passes:
         if self.world == 1:
             return torch.cat(found).cpu().numpy()
         length = -(-n // self.world)
-        width = torch.tensor([found[0].shape[1] if found else 0], device=self.device)
-        width = int(self.gather(width).max())  # a process without a share does not know the classes
-        mine = torch.zeros(length, width, device=self.device)
+        classes = torch.tensor([found[0].shape[1] if found else 0], device=self.device)
+        width = int(self.gather(classes).max())  # a process without a share does not know the classes
+        mine = torch.zeros((length, width), device=self.device)
         if found:
             rows = torch.cat(found)
             mine[: len(rows)] = rows
@@ -88,7 +88,8 @@ class _PixelSpace(nn.Module):
         self.model, self.mean, self.std = model, mean, std
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model((x - self.mean) / self.std)
+        logits: torch.Tensor = self.model((x - self.mean) / self.std)
+        return logits
 
 
 def fgsm(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, eps: float) -> torch.Tensor:

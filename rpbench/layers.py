@@ -141,7 +141,7 @@ def _notes(model: nn.Module, layers: tuple[Layer, ...], counted: bool) -> Iterat
     if outside:
         yield f"not pruned and not counted (neither convolution nor linear): {', '.join(outside)}"
     if layers[-1].kind != "linear":
-        yield f"the last layer '{layers[-1].name}' is a convolution: schemes that single out the classifier mean this one"
+        yield f"the last layer '{layers[-1].name}' is a convolution: it stands for the classifier"
     idle = [layer.name for layer in layers if layer.macs == 0]
     if counted and idle:
         yield f"never used by a forward pass: {', '.join(idle)}"
@@ -168,7 +168,7 @@ def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
     ghostly = all(p.is_meta for p in model.parameters())
     try:
         return _observed(model if ghostly else on_meta(model), input_shape)
-    except Exception as error:
+    except Exception:
         if not ghostly:
             try:
                 return _observed(copy.deepcopy(model), input_shape)

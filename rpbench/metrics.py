@@ -20,7 +20,7 @@ def log_softmax(logits: NDArray[Any]) -> Array:
 
 def confidence(logits: NDArray[Any]) -> Array:
     """The maximum softmax probability of each row, (n,)."""
-    return np.exp(log_softmax(logits).max(axis=1))
+    return np.asarray(np.exp(log_softmax(logits).max(axis=1)))
 
 
 def energy(logits: NDArray[Any]) -> Array:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = "rpbench.record/1"
 Status = Literal["ok", "failed", "diverged", "infeasible"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -89,7 +88,7 @@ class CostPart(Part):
 class RunRecord(Part):
     """One cell's result: what was asked, what came out, and what makes it checkable. Rates are in [0, 1]."""
 
-    schema_: Literal["rpbench.record/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["rpbench.record/1"] = Field("rpbench.record/1", alias="schema")
     run_id: str
     status: Status
     task: TaskPart
@@ -104,7 +103,9 @@ class RunRecord(Part):
     precision: Literal["fp32", "bf16"]
     micro_batch: int | None = None
     protocol: ProtocolPart
-    metrics: dict[str, int | float] = Field(description="of the epoch selected on validation images (first strict maximum)")
+    metrics: dict[str, int | float] = Field(
+        description="of the epoch selected on validation images (first strict maximum)"
+    )
     last: dict[str, int | float] = Field(description="of the last epoch")
     masks: MasksPart
     data: dict[str, dict[str, Any]]
@@ -136,3 +137,7 @@ def run_id(asked: dict[str, Any]) -> str:
     parts = [asked["task"]["name"], asked["model"], asked["scheme"]["name"], f"{asked['density']:g}"]
     parts += [f"s{asked['seeds']['run']}", code]
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(p)) for p in parts)
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

@@ -1,7 +1,7 @@
 """The straight line from a cell to a record.
 
-    task, model, scheme, density, seed -> net -> layer table -> scheme -> counts -> sampler -> masks bound to the net
-    -> fit -> evaluate on every image set -> record -> store
+task, model, scheme, density, seed -> net -> layer table -> scheme -> counts -> sampler -> masks bound to the net
+-> fit -> evaluate on every image set -> record -> store
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Wish:
     """How a cell is to be run: what decides nothing of its result."""
 
     store: Path
-    roots: Roots = Roots()
+    roots: Roots = field(default_factory=Roots)
     skip_missing: bool = False
     force: bool = False
     last_full: bool = False
@@ -73,7 +73,11 @@ class Draft:
     peak_mb: float | None = None
 
     def record(
-        self, status: str, selected: Scored | None = None, last: Scored | None = None, state: State | None = None,
+        self,
+        status: str,
+        selected: Scored | None = None,
+        last: Scored | None = None,
+        state: State | None = None,
         error: str | None = None,
     ) -> RunRecord:
         """The record as of now."""
@@ -171,7 +175,7 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
         raise
     workers = default_workers(processes.world) if wish.workers is None else wish.workers
     images = opened.open_all(cell.task, found, skipped, limits, workers)
-    differences = {note: True for note in images.notes}
+    differences = dict.fromkeys(images.notes, True)
     if not wish.force and (outcome := _finished(cell, wish, differences)):
         return outcome
 
@@ -214,8 +218,15 @@ class _Work:
     """One cell being worked on."""
 
     def __init__(
-        self, cell: Cell, wish: Wish, draft: Draft, folder: CellFolder, images: TaskImages, net: nn.Module,
-        progress: Quiet, processes: Processes,
+        self,
+        cell: Cell,
+        wish: Wish,
+        draft: Draft,
+        folder: CellFolder,
+        images: TaskImages,
+        net: nn.Module,
+        progress: Quiet,
+        processes: Processes,
     ) -> None:
         self.cell, self.wish, self.draft, self.folder, self.images = cell, wish, draft, folder, images
         self.net, self.progress, self.processes = net, progress, processes
@@ -275,7 +286,9 @@ class _Work:
             plan = plan_table(self.draft.table, cell.scheme, cell.density, probe, cell.scheme_args)
             drawn = None
             if cell.sampler.scored:
-                drawn = cell.sampler.draw(self.draft.table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args)
+                drawn = cell.sampler.draw(
+                    self.draft.table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args
+                )
         except Exception as error:
             return error
         return {
@@ -328,16 +341,15 @@ class _Work:
             assert plan is not None
             ready = plan.pop("masks")
             draft.plan = plan
-            drawn = ready or cell.sampler.draw(
-                draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args
-            )
+            drawn = ready or cell.sampler.draw(draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
         self._describe_masks(drawn)
-        self.net.to(device=device, memory_format=torch.channels_last)
+        self.net.to(device).to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.net, cell.task.recipe)
         bound = masks.prune(self.net, drawn)
         keeper = checkpoint.Keeper(self.folder, self.net, bound, optimizer, draft.plan, self.processes.world)
         keeper.writes = self.processes.first
-        state, sums, track = State(), torch.zeros(2, dtype=torch.float64), []
+        state, sums = State(), torch.zeros(2, dtype=torch.float64)
+        track: list[torch.Tensor] = []
         if loaded is not None:
             state = loaded.state
             sums, track = keeper.restore(loaded)
@@ -421,7 +433,10 @@ class _Work:
         return score_net(self.net, task, self.images, cell.attacks, self.passes, say), last
 
     def _write(
-        self, record: RunRecord, selected: Scored | None = None, last: Scored | None = None,
+        self,
+        record: RunRecord,
+        selected: Scored | None = None,
+        last: Scored | None = None,
         drawn: dict[str, torch.Tensor] | None = None,
     ) -> Outcome:
         """Everything else first, the record last: a cell with a record is whole."""

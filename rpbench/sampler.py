@@ -152,7 +152,7 @@ def _smallest(draws: streams.Raw, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]
     if k == 0:
         return np.zeros(draws.size, dtype=bool)
     edge = np.partition(draws, k - 1)[k - 1]
-    keep = draws <= edge
+    keep = np.asarray(draws <= edge)
     surplus = int(keep.sum()) - k
     if surplus:
         keep[np.flatnonzero(draws == edge)[-surplus:]] = False

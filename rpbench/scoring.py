@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,16 @@ def evaluate(
     shape = (task.data.channels, task.data.size, task.data.size)
     out = output_shape(model, shape)
     if out != (2, task.data.classes):
-        raise ModelError(f"the net gives outputs of shape {out} for 2 images, task '{task.name}' has {task.data.classes}")
+        raise ModelError(
+            f"the net gives outputs of shape {out} for 2 images, task '{task.name}' has {task.data.classes}"
+        )
     table = layer_table(model, shape)
     found, skipped = opened.find_all(task, Roots.read(data), training=False, skip_missing=skip_missing)
     images = opened.open_all(
         task, found, skipped, Limits(None, limit_test), default_workers(1) if workers is None else workers
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    import copy
-
-    net = copy.deepcopy(model).float().to(device=device, memory_format=torch.channels_last).eval()
+    net = copy.deepcopy(model).float().to(device).to(memory_format=torch.channels_last).eval()
     weights = dict(net.named_parameters(remove_duplicate=False))
     masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
     attacks = {name: load_attack(name) for name in task.evaluation.attacks}

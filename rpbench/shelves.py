@@ -35,7 +35,7 @@ def data_rows(folders: Iterable[str]) -> list[Row]:
     found = []
     for name in catalog.names("tasks.images", ".toml"):
         image_set = load_set(name)
-        for split in image_set.splits or {"test": None}:
+        for split in list(image_set.splits) or ["test"]:
             declared = image_set.splits[split].n if image_set.splits else None
             try:
                 place = locate(image_set, split, roots).origin
@@ -88,7 +88,6 @@ def check(name: str, folders: Iterable[str]) -> Iterator[Row]:
             yield row | {"verdict": _verdict(row, declared.fingerprint)}
         except DataError as error:
             yield row | {"verdict": str(error)}
-
 
 
 def _verdict(row: Row, fingerprint: str) -> str:

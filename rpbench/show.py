@@ -96,7 +96,9 @@ def list_text(rows: list[Row]) -> str:
             lines += [f"{'':<{width}}  {line}" for line in rest]
         return "\n".join(lines)
     cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
-    return tabulate(cells, headers=list(rows[0]), disable_numparse=True, maxcolwidths=[None] * (len(rows[0]) - 1) + [48])
+    return tabulate(
+        cells, headers=list(rows[0]), disable_numparse=True, maxcolwidths=[None] * (len(rows[0]) - 1) + [48]
+    )
 
 
 def show_text(name: str, store: Path | None, form: str) -> str:

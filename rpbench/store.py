@@ -1,11 +1,11 @@
 """A store: a folder of cells, each a folder with a content-derived name, in which files appear whole or not at all.
 
-    <store>/<run id>/record.json             the result, once there is one
-                     curve.jsonl             one line per epoch
-                     checkpoint.safetensors  while the cell is unfinished
-                     selected.safetensors    weights of the selected epoch; last.safetensors of the last one
-                     masks.safetensors       bool masks
-                     outputs/<epoch>/<set>.npz   what every metric was computed from, per example
+<store>/<run id>/record.json             the result, once there is one
+                 curve.jsonl             one line per epoch
+                 checkpoint.safetensors  while the cell is unfinished
+                 selected.safetensors    weights of the selected epoch; last.safetensors of the last one
+                 masks.safetensors       bool masks
+                 outputs/<epoch>/<set>.npz   what every metric was computed from, per example
 """
 
 from __future__ import annotations

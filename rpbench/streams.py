@@ -43,7 +43,7 @@ def raw(stream: int, n: int) -> Raw:
 
 def uniform(stream: int, n: int) -> NDArray[np.float64]:
     """n numbers in [0, 1) with 53 random bits each."""
-    return (raw(stream, n) >> np.uint64(11)) * 2.0**-53
+    return np.asarray((raw(stream, n) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def integers(stream: int, n: int, high: int) -> NDArray[np.int64]:

@@ -203,7 +203,7 @@ def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch
         x = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
         y = torch.zeros(2, dtype=torch.int64, device=x.device)
     size = min(work.micro_batch or len(y), len(y))
-    pieces = list(zip(x.split(size), y.split(size), strict=True))
+    pieces = list(zip(torch.split(x, size), torch.split(y, size), strict=True))
     told = torch.zeros(2, dtype=torch.float64, device=x.device)
     work.optimizer.zero_grad(set_to_none=True)
     for i, (images, classes) in enumerate(pieces):
@@ -216,7 +216,7 @@ def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch
                 logits, classes, label_smoothing=work.recipe.label_smoothing, reduction="sum"
             )
             # DistributedDataParallel averages over processes: the factor makes that a mean over images
-            (loss * (0.0 if idle else machine.world / batch)).backward()
+            torch.autograd.backward(loss * (0.0 if idle else machine.world / batch))
         if not idle:
             told[0] += loss.detach()
             told[1] += (logits.detach().argmax(1) == classes).sum()

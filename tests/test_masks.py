@@ -35,7 +35,9 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, mask_gradients: di
 SGD = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
-@pytest.mark.parametrize("changes", [{}, {"nesterov": False}, {"momentum": 0.0, "nesterov": False}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"nesterov": False}, {"momentum": 0.0, "nesterov": False}, {"weight_decay": 0.1}]
+)
 def test_masking_weights_equals_masking_gradients(changes: dict[str, Any]) -> None:
     ours, theirs = net(), net()
     masks = rpbench.plan(ours, "erk", 0.2).draw(0)

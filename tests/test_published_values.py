@@ -78,7 +78,10 @@ def test_data_driven_counts(
     scores = {name: score.numpy() for name, score in plan.scores.items()}
     for density in (0.1, 0.2):
         counts = counts_from_densities(plan.table, densities_from_scores(plan.table, scores, density), density)
-        off = [counts[layer.name] - row["kept"] for layer, row in zip(plan.table, published[str(density)]["layers"], strict=True)]
+        off = [
+            counts[layer.name] - row["kept"]
+            for layer, row in zip(plan.table, published[str(density)]["layers"], strict=True)
+        ]
         assert sum(map(abs, off)) <= 2
 
 

@@ -60,10 +60,13 @@ def test_record_is_whole(unbroken: Path) -> None:
     density = record["density"]
     assert density["kept"] == sum(density["kept_per_layer"]) == round(0.2 * density["prunable"])
     assert record["masks"]["digest_start"] == record["masks"]["digest_end"]
-    assert {"top1", "nll", "brier", "ece", "val_top1", "epoch", "auroc/photos", "robust/fgsm-8"} <= set(record["metrics"])
+    assert {"top1", "nll", "brier", "ece", "val_top1", "epoch", "auroc/photos", "robust/fgsm-8"} <= set(
+        record["metrics"]
+    )
     assert 0.5 < record["metrics"]["top1"] <= 1
     assert sorted(p.name for p in unbroken.iterdir()) == [
-        "curve.jsonl", "last.safetensors", "lock", "masks.safetensors", "outputs", "record.json", "selected.safetensors",
+        "curve.jsonl", "last.safetensors", "lock", "masks.safetensors", "outputs", "record.json",
+        "selected.safetensors",
     ]  # fmt: skip
 
 
@@ -165,12 +168,24 @@ def test_stopped_and_resumed_is_the_same_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["digits", "cifar10"])
-def test_killed_ten_times_at_random(task: str, tmp_path: Path, request: pytest.FixtureRequest, rpbench_command: Command) -> None:
+def test_killed_ten_times_at_random(
+    task: str, tmp_path: Path, request: pytest.FixtureRequest, rpbench_command: Command
+) -> None:
     """SIGKILL at random moments over one run: the same metrics, curve and masks as without kills."""
     asked = ["--task", task, "--set", "recipe.epochs=12"]
     if task == "cifar10":
         images = request.getfixturevalue("real_images")
-        asked += ["--data", str(images), "--skip-missing", "--model", "resnet8", "--limit", "2000", "--limit-test", "500"]
+        asked += [
+            "--data",
+            str(images),
+            "--skip-missing",
+            "--model",
+            "resnet8",
+            "--limit",
+            "2000",
+            "--limit-test",
+            "500",
+        ]
     began = time.monotonic()
     assert rpbench_command("run", *asked, "--store", str(tmp_path / "whole")).returncode == 0
     length = time.monotonic() - began

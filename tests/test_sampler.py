@@ -89,7 +89,7 @@ def test_scored_keeps_the_highest_scores() -> None:
 
 def test_a_sampler_that_miscounts_is_refused() -> None:
     @rpbench.mask_sampler
-    def lazy(table, counts, key, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG001
+    def lazy(table, counts, key, scores):  # type: ignore[no-untyped-def]
         return {layer.name: np.ones(layer.shape, dtype=bool) for layer in table}
 
     with pytest.raises(rpbench.SchemeError, match="kept 200 weights of 'weight', not 60"):

@@ -130,7 +130,7 @@ def test_gradient_flow_by_hand() -> None:
 class Batches:
     """The same batch at every step."""
 
-    def batches(self, order: Order, epoch: int, first: int) -> Any:  # noqa: ARG002
+    def batches(self, order: Order, epoch: int, first: int) -> Any:
         for _ in range(first, order.steps):
             yield batch(order.batch)
 

@@ -42,7 +42,7 @@ class ImageFiles:
         if not classes:
             found = [(path, -1) for path in _images_under(folder)]
         self.paths = [str(path) for path, _ in found]
-        self.keys = [_stem(path.name) for path, _ in found]
+        self.keys: Sequence[str] = [_stem(path.name) for path, _ in found]
         self.labels = np.array([label for _, label in found], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class ParquetRows:
         import pyarrow.compute as pc
 
         paths = pc.struct_field(self.rows.data.column(columns.image), "path").to_pylist()
-        self.keys = [_stem(p) if p else f"{i:09d}" for i, p in enumerate(paths)]
+        self.keys: Sequence[str] = [_stem(p) if p else f"{i:09d}" for i, p in enumerate(paths)]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -36,7 +36,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class ResidentImages:
-    """Decoded images: `pixels` (n, h, w, c) uint8 and `labels` (n,) in canonical order, which the fingerprint hashes."""
+    """Decoded images: `pixels` (n, h, w, c) uint8 and `labels` (n,) in canonical order, as hashed."""
 
     pixels: Pixels
     labels: Labels
@@ -111,9 +111,7 @@ class ResidentTraining:
     Crops and flips are gathered from padded images by index arithmetic: one vectorised operation a batch.
     """
 
-    def __init__(
-        self, images: ResidentImages, data: Data, augment: Augment, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, images: ResidentImages, data: Data, augment: Augment, seed: int, device: torch.device) -> None:
         self.images, self.augment, self.seed, self.device = images, augment, seed, device
         pixels = torch.from_numpy(np.array(images.pixels)).to(device)
         if augment.pad:

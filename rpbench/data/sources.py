@@ -100,9 +100,7 @@ def hub_cache(image_set: ImageSet) -> Path | None:
 
     with contextlib.suppress(Exception):  # every way of not being cached is the same here
         return Path(
-            snapshot_download(
-                image_set.repo, repo_type="dataset", revision=image_set.revision, local_files_only=True
-            )
+            snapshot_download(image_set.repo, repo_type="dataset", revision=image_set.revision, local_files_only=True)
         )
     return None
 
@@ -157,7 +155,7 @@ def _look_into(image_set: ImageSet, split: str, folder: Path, origin: str) -> Lo
     if files := _parquet(inner, words):
         return Located(image_set, split, "parquet", inner, files, f"{origin} (parquet)")
     for pickles in (folder, *(folder / alias for alias in image_set.aliases)):
-        if (pickles / "batches.meta").is_file() or (pickles / "meta").is_file() and (pickles / "train").is_file():
+        if (pickles / "batches.meta").is_file() or ((pickles / "meta").is_file() and (pickles / "train").is_file()):
             return Located(image_set, split, "pickles", pickles, (), f"{origin} (python pickles)")
     for word in words:
         if (inner / word).is_dir() and _holds_images(inner / word):

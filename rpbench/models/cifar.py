@@ -55,7 +55,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.relu(self.bn(self.conv(x)))
-        return self.fc(self.blocks(out).mean((2, 3)))
+        logits: torch.Tensor = self.fc(self.blocks(out).mean((2, 3)))
+        return logits
 
 
 class VGG(nn.Module):
@@ -80,7 +81,8 @@ class VGG(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.feature(x).mean((2, 3)))
+        logits: torch.Tensor = self.classifier(self.feature(x).mean((2, 3)))
+        return logits
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module:

@@ -1,0 +1,105 @@
+"""Several processes train what one would: the same images, the same masks, one record."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+Invoke = Callable[..., Result]
+ASKED = ("--set", "recipe.epochs=3", "--scheme", "snip", "--format", "json")
+
+
+def launch(store: Path, *args: str, processes: int = 2) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
+         "-m", "rpbench", "run", *args, "--store", str(store)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two real gloo processes."""
+    store = tmp_path_factory.mktemp("two")
+    out, err = (process := launch(store, *ASKED)).communicate(timeout=200)
+    assert process.returncode == 0, err
+    record = json.loads(out)  # one process prints
+    return store / record["run_id"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
+    store = tmp_path_factory.mktemp("one")
+    return store / json.loads(invoke("run", *ASKED, "--store", str(store)).stdout)["run_id"]
+
+
+def read(cell: Path) -> dict[str, Any]:
+    return json.loads((cell / "record.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_same_cell_same_masks(alone: Path, together: Path) -> None:
+    one, two = read(alone), read(together)
+    assert alone.name == together.name
+    assert (one["env"]["world_size"], two["env"]["world_size"]) == (1, 2)
+    assert one["density"]["kept_per_layer"] == two["density"]["kept_per_layer"]
+    assert one["masks"] == two["masks"]
+    assert one["data"] == two["data"]
+
+
+def test_same_images_nearly_the_same_net(alone: Path, together: Path) -> None:
+    """BatchNorm sees half the batch on each process: close, not equal."""
+    first = [json.loads((cell / "curve.jsonl").read_text().splitlines()[0]) for cell in (alone, together)]
+    assert first[0]["train_loss"] == pytest.approx(first[1]["train_loss"], rel=0.15)
+    assert read(together)["metrics"]["top1"] > 0.5
+
+
+def test_evaluation_is_exact(together: Path) -> None:
+    with np.load(together / "outputs" / "selected" / "test.npz") as outputs:
+        assert outputs["logits"].shape == (397, 10)
+        top1 = float((outputs["logits"].argmax(1) == outputs["labels"]).mean())
+    assert read(together)["metrics"]["top1"] == top1
+
+
+def test_resume_under_another_number_of_processes_is_refused(tmp_path: Path, invoke: Invoke) -> None:
+    long = ("--set", "recipe.epochs=400")
+    process = launch(tmp_path, *long)
+    while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not list(tmp_path.glob("*/record.json"))
+    refused = invoke("run", *long, "--store", str(tmp_path))
+    assert refused.exit_code == 2
+    assert "begun with 2 processes and cannot go on with 1" in refused.stderr
+
+
+def test_without_batchnorm_two_processes_equal_one(tmp_path: Path, invoke: Invoke) -> None:
+    """What is left of the difference is the order of additions."""
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import torch\n"
+        "def make(classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(),\n"
+        "                               torch.nn.Linear(32, classes))\n"
+    )
+    asked = ("--model", f"{net}:make", "--set", "recipe.epochs=2", "--format", "json")
+    one = json.loads(invoke("run", *asked, "--store", str(tmp_path / "one")).stdout)
+    out, err = (process := launch(tmp_path / "three", *asked, processes=3)).communicate(timeout=200)
+    assert process.returncode == 0, err
+    three = json.loads(out)
+    assert three["masks"] == one["masks"]
+    curves = [(tmp_path / d / one["run_id"] / "curve.jsonl").read_text().splitlines() for d in ("one", "three")]
+    for a, b in zip(*(map(json.loads, c) for c in curves), strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert a["train_top1"] == pytest.approx(b["train_top1"], abs=2e-3)
