@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class Cell:
     source: str = "none"
     procedure: str = "static"
 
-    def run_id(self, data_differences: dict[str, Any]) -> str:
+    def run_id(self, data_differences: Mapping[str, int | str]) -> str:
         """The name of the cell's folder. Images that are not those of the definition make another cell."""
         asked: dict[str, Any] = {
             "task": {"name": self.task.name, "version": self.task.version, "spec": self.spec},
@@ -70,7 +71,7 @@ class Cell:
             "micro_batch": self.micro_batch,
         }
         if data_differences:
-            asked["data"] = data_differences
+            asked["data"] = dict(data_differences)
         return run_id(asked)
 
     @property

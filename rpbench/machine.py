@@ -23,6 +23,8 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import Accelerator
 
+        # fp32 means fp32: cuDNN would round convolutions' inputs to TF32 by default
+        torch.backends.cudnn.allow_tf32 = False
         self._accelerator: Any = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
 
     @cached_property
@@ -114,7 +116,7 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
         "precision": precision,
         "engine": "eager",
         "deterministic": device.type == "cpu",
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if device.type == "cuda" else False,
+        "tf32": device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
     }
 
 

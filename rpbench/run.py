@@ -7,7 +7,8 @@ task, model, scheme, density, seed -> net -> layer table -> scheme -> counts -> 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
         raise
     workers = default_workers(processes.world) if wish.workers is None else wish.workers
     images = opened.open_all(cell.task, found, skipped, limits, workers)
-    differences = dict.fromkeys(images.notes, True)
+    differences = images.differences
     if not wish.force and (outcome := _finished(cell, wish, differences)):
         return outcome
 
@@ -312,22 +313,17 @@ class _Work:
             raise
         except Diverged as error:
             return self._write(self.draft.record("diverged", error=str(error)))
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            told = f"out of memory ({reason}): try --micro-batch {max(1, self._share() // 2)}, or a smaller model"
-            return self._write(self.draft.record("failed", error=told))
         except Exception as error:
-            self._keep_reason()
-            return self._write(self.draft.record("failed", error=f"{type(error).__name__}: {error}"))
+            if self.processes.first:
+                (self.folder.folder / "error.txt").write_text(traceback.format_exc())
+            return self._write(self.draft.record("failed", error=self._reason(error)))
 
-    def _share(self) -> int:
-        return self.cell.micro_batch or self.cell.task.recipe.batch // self.processes.world
-
-    def _keep_reason(self) -> None:
-        import traceback
-
-        if self.processes.first:
-            (self.folder.folder / "error.txt").write_text(traceback.format_exc())
+    def _reason(self, error: Exception) -> str:
+        # the CPU's allocator has no exception of its own
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            share = self.cell.micro_batch or self.cell.task.recipe.batch // self.processes.world
+            return f"out of memory: try --micro-batch {max(1, share // 2)}, or a smaller model"
+        return f"{type(error).__name__}: {error}"
 
     def _trained(self, plan: dict[str, Any] | None) -> Outcome:
         cell, draft, device = self.cell, self.draft, self.processes.device
@@ -462,7 +458,7 @@ class _Work:
         self.folder.write_lines("gradient_flow.jsonl", rows)
 
 
-def _finished(cell: Cell, wish: Wish, differences: dict[str, Any]) -> Outcome | None:
+def _finished(cell: Cell, wish: Wish, differences: Mapping[str, int | str]) -> Outcome | None:
     folder = CellFolder(wish.store, cell.run_id(differences))
     record = folder.record()
     if record is None or record.status not in FINISHED:

@@ -17,7 +17,7 @@ from rpbench import options, streams
 from rpbench.budget import Counts
 from rpbench.errors import SchemeError, UsageError
 from rpbench.layers import LayerTable
-from rpbench.scheme import source_hash
+from rpbench.scheme import call, source_hash
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ class Sampler:
 
         if self.scored and scores is None:
             raise UsageError(f"sampler '{self.name}' keeps a scheme's best-scored weights: use a scheme with scores")
-        drawn = self.function(table, counts, lambda i: streams.key("mask", seed, i), scores, **(args or {}))
+        key: Key = lambda i: streams.key("mask", seed, i)  # noqa: E731
+        drawn = call(f"sampler '{self.name}'", self.function, table, counts, key, scores, **(args or {}))
         masks: dict[str, torch.Tensor] = {}
         for layer in table:
             if layer.name not in drawn:

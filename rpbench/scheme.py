@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rpbench import options
 from rpbench.budget import check_density, densities_from_scores
-from rpbench.errors import ScoreError, UsageError
+from rpbench.errors import RpbenchError, SchemeError, ScoreError, UsageError
 from rpbench.layers import LayerTable
 
 if TYPE_CHECKING:
@@ -64,12 +65,28 @@ class Scheme:
         if self.density is not None and density != self.density:
             raise UsageError(f"'{self.name}' is density {self.density:g} by definition, not {density:g}")
         if self.kind == "shape":
-            return dict(self.function(table, density, **args)), None
+            return dict(call(f"scheme '{self.name}'", self.function, table, density, **args)), None
         if probe is None:
             raise UsageError(f"'{self.name}' scores weights: it needs a model and labelled batches")
-        scores = {name: score.detach().cpu() for name, score in self.function(probe, **args).items()}
+        found = call(f"scheme '{self.name}'", self.function, probe, **args)
+        scores = {name: score.detach().cpu() for name, score in found.items()}
         readable = {k: (v if v.dtype.itemsize >= 4 else v.float()).numpy() for k, v in scores.items()}
         return densities_from_scores(table, readable, density), scores
+
+
+def call(who: str, function: Function, *values: Any, **args: Any) -> Mapping[str, Any]:
+    """What a submitted function gives; whatever it raises, or gives that is no mapping, becomes a SchemeError."""
+    try:
+        found = function(*values, **args)
+    except (RpbenchError, MemoryError):
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(line.filename).name}, line {line.lineno}"
+        raise SchemeError(f"{who} raised {type(error).__name__}: {error} ({where})") from error
+    if not isinstance(found, Mapping):
+        raise SchemeError(f"{who} gave a {type(found).__name__}, not a mapping of layer names")
+    return found
 
 
 def source_hash(function: Callable[..., Any]) -> str:

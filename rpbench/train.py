@@ -172,9 +172,8 @@ def _steps(work: Fit, state: State, sums: torch.Tensor, track: list[torch.Tensor
     """Take the remaining steps of the epoch, yielding the running loss where it was looked at."""
     order, recipe = work.order, work.recipe
     work.machine.wrapped.train()
-    batches = work.training.batches(order, state.epoch, state.step)
-    for x, y in batches:
-        begun = time.perf_counter()
+    mark = time.perf_counter()
+    for x, y in work.training.batches(order, state.epoch, state.step):
         for group in work.optimizer.param_groups:
             group["lr"] = rate(recipe, state.epoch, state.step, order.steps)
         torch.manual_seed(streams.torch_seed("step", order.seed, state.epoch, state.step, order.rank))
@@ -185,9 +184,11 @@ def _steps(work: Fit, state: State, sums: torch.Tensor, track: list[torch.Tensor
         state.step += 1
         look = state.step % CHECK_EVERY == 0 or state.step == order.steps
         loss = float(sums[0]) / max(1, _seen(order, state.step)) if look else None
-        state.train_seconds += time.perf_counter() - begun
+        now = time.perf_counter()
+        state.train_seconds += now - mark  # images' way to the device included; saving and validation are not
         work.watcher.step(state, order.steps, loss)
         yield loss
+        mark = time.perf_counter()
 
 
 def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch.Tensor:

@@ -81,6 +81,8 @@ SCHEME = "from rpbench import shape_scheme\n\n@shape_scheme\ndef mine(table, den
         ("return {l.name: float('nan') for l in table}", "is nan: it must lie in [0, 1]"),
         ("return {}", "no density for conv.weight"),
         ("return dict.fromkeys(table.names, 'x')", "is x: it must lie in [0, 1]"),
+        ("return 3", "scheme 'mine' gave a int, not a mapping"),
+        ("return {l.nume: density for l in table}", "has no attribute 'nume' (mine.py, line 5)"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "run"])

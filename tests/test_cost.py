@@ -15,7 +15,6 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-import rpbench
 from rpbench.cost import Paths, paths, peak_memory_mb
 from rpbench.layers import LayerTable, layer_table
 from rpbench.models.cifar import Block, ResNet
@@ -175,6 +174,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
 ON_TINY_IMAGES = {"only_padding", "wide_kernel", "gaps", "resnet8", "resnet14"}  # parts of kernels see padding only
 
 
+def deep_wide() -> nn.Module:
+    with torch.device("meta"):
+        model = ResNet(110, 56, 10, 3)
+    return model.to_empty(device="cpu")
+
+
 def random_masks(table: LayerTable, density: float, seed: int) -> Masks:
     g = torch.Generator().manual_seed(seed)
     return {layer.name: torch.rand(layer.shape, generator=g) < density for layer in table}
@@ -264,15 +269,18 @@ def test_outputs_that_no_path_reaches_are_counted(outputs: list[int]) -> None:
     assert found.unreached == len(outputs)
 
 
-@pytest.mark.parametrize("density", [1.0, 0.05])
-def test_a_deep_wide_net_does_not_overflow(density: float) -> None:
-    """Counting paths, instead of asking whether there is one, overflows float64 on this net even at 8x8 pixels."""
-    model = ResNet(110, 56, 10, 3)
-    plan = rpbench.plan(model, "dense" if density == 1 else "erk", density)
-    found = paths(model, plan.table, plan.draw(seed=0), (3, 8, 8))
-    assert found is not None
-    assert found.unreached == 0
-    assert 0.99 * density <= found.effective <= density + 1e-6
+@pytest.mark.parametrize(("block", "dead", "unused"), [(3, "conv1", "conv2"), (50, "conv2", "conv1")])
+def test_a_deep_wide_net_does_not_overflow(block: int, dead: str, unused: str) -> None:
+    """Counting paths, instead of asking whether there is one, overflows float64 on this net even at 8x8 pixels.
+
+    Half a block is removed: its other half is dead too, and everything else alive by way of the shortcut.
+    """
+    model = deep_wide()
+    table = layer_table(model)
+    masks = dense_masks(table)
+    masks[f"blocks.{block}.{dead}.weight"][:] = False
+    gone = masks[f"blocks.{block}.{dead}.weight"].numel() + masks[f"blocks.{block}.{unused}.weight"].numel()
+    assert paths(model, table, masks, (3, 8, 8)) == Paths((table.prunable - gone) / table.prunable, 0)
 
 
 def test_a_deep_chain_does_not_underflow() -> None:

@@ -74,13 +74,15 @@ class Attending(nn.Module):
 
 
 class MakesTensors(nn.Module):
-    """Adds a tensor of its own on the CPU: this fails on the meta device."""
+    """Adds a tensor of its own on the CPU, which fails on the meta device, and remembers how often it ran."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3))
+        self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
         return self.net(x + torch.arange(6.0, device="cpu"))
 
 

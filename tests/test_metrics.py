@@ -211,6 +211,7 @@ def test_detection_by_counting_pairs(seed: int) -> None:
         ([1.0, 2.0], [3.0, 4.0], 0.0, (1 / 3 + 2 / 4) / 2, 1.0),
         ([5.0, 5.0], [5.0, 5.0, 5.0], 0.5, 2 / 5, 1.0),
         ([2.0], [1.0, 2.0], 0.75, 0.5, 0.5),
+        (list(range(20)), list(range(20)), 0.5, 0.5, 0.95),  # a straight line: points on it count
         (list(range(1, 21)), [1.5], 19 / 20, 1 / 20 * 19 + 1 / 20 * 20 / 21, 0.0),  # 19 of 20 are 95 %: enough
         (list(range(1, 20)), [1.5], 18 / 19, 1 / 19 * 18 + 1 / 19 * 19 / 20, 1.0),  # 18 of 19 are not
     ],

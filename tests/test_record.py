@@ -50,7 +50,7 @@ def test_what_is_asked_decides_the_identity() -> None:
         {"precision": "bf16"}, {"micro_batch": 8}, {"overrides": ("recipe.epochs=1",)}, {"scheme": "er"},
         {"model": "resnet14"}, {"scheme": "erk_plus:classifier=0.5"}, {"limit_test": 3},
     ]  # fmt: skip
-    ids = {ask(**other).run_id({}) for other in others} | {base, ask().run_id({"digits has 3 images": True})}
+    ids = {ask(**other).run_id({}) for other in others} | {base, ask().run_id({"digits/train": 3})}
     assert len(ids) == len(others) + 2
 
 

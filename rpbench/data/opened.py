@@ -22,7 +22,8 @@ Training = ResidentTraining | StreamedTraining
 
 @dataclass
 class TaskImages:
-    """A task's images. `facts` are what the record keeps of each set; `notes` say what differs from the definition."""
+    """A task's images. `facts` are what the record keeps of each set. `differences` are sets that are not what
+    their definition says, with their size or fingerprint; `notes` say the same in words."""
 
     test: Images
     ood: dict[str, Images]
@@ -30,6 +31,7 @@ class TaskImages:
     facts: dict[str, dict[str, Any]]
     train: Images | None = None
     validation: Images | None = None
+    differences: dict[str, int | str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,6 +67,7 @@ def find_all(task: Task, roots: Roots, training: bool, skip_missing: bool) -> tu
 
 def open_all(task: Task, found: dict[str, Located], skipped: list[str], limits: Limits, workers: int) -> TaskImages:
     """Open what `find_all` found. Raises DataError for unreadable images and labels outside the task's classes."""
+    differences: dict[str, int | str] = {}
     notes: list[str] = []
     opened: dict[str, Images] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -78,7 +81,9 @@ def open_all(task: Task, found: dict[str, Located], skipped: list[str], limits: 
             images = _open(task, located, workers)
             if key in ("train", "test"):
                 _check_labels(task, located, images)
-            notes += _differences(located, images)
+            if (told := _difference(located, images)) is not None:
+                differences[f"{located.image_set.name}/{located.split}"], note = told
+                notes.append(note)
         name = located.image_set.name if key != "train" else f"{located.image_set.name}/{located.split}"
         if key != "train" and limits.test is not None and limits.test < len(images):
             images = images.take(np.arange(limits.test))
@@ -89,6 +94,7 @@ def open_all(task: Task, found: dict[str, Located], skipped: list[str], limits: 
         ood={name: opened[name] for name in task.evaluation.ood if name in opened},
         skipped=tuple(skipped),
         facts=facts,
+        differences=differences,
         notes=notes,
     )
     if "train" in opened:
@@ -121,15 +127,16 @@ def _split(task: Task, located: Located, images: Images, limits: Limits, result:
     fact |= {"trained_on": len(result.train), "validation": len(result.validation)}
 
 
-def _differences(located: Located, images: Images) -> list[str]:
-    """What a set on this machine has other than its definition says."""
+def _difference(located: Located, images: Images) -> tuple[int | str, str] | None:
+    """What a set on this machine has other than its definition says: the number or fingerprint, and a sentence."""
     name = f"{located.image_set.name} ({located.split})"
     declared = located.image_set.splits[located.split]
     if declared.n != len(images):
-        return [f"{name} has {len(images):,} images, its definition says {declared.n:,}"]
+        return len(images), f"{name} has {len(images):,} images, its definition says {declared.n:,}"
     if declared.fingerprint and declared.fingerprint != images.fingerprint:
-        return [f"{name} holds other images than its definition's (fingerprint {images.fingerprint[:12]})"]
-    return []
+        found = images.fingerprint[:12]
+        return found, f"{name} holds other images than its definition's (fingerprint {found})"
+    return None
 
 
 def _open(task: Task, located: Located, workers: int) -> Images:

@@ -1,0 +1,79 @@
+"""The README is true: its commands parse, its code runs, its table and output are not invented."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from rpbench.catalog import list_schemes
+from rpbench.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+Invoke = Callable[..., Result]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"rpbench |accelerate launch", line)]
+    return [line[line.index("rpbench") + 1 :] for line in words]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_parse(words: list[str]) -> None:
+    name, *args = words
+    with main.commands[name].make_context(name, args) as context:
+        assert context.params
+
+
+def test_first_blocks_are_the_two_commands() -> None:
+    first, second = blocks("sh")[:2]
+    assert first.strip().endswith("pip install -e . && rpbench run")
+    assert second.strip().endswith("pip install -e '.[test]' && pytest")
+
+
+def test_scheme_table_is_the_shelf() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.M)
+    assert rows == [(row["name"], row["summary"]) for row in list_schemes()]
+
+
+def test_output_is_what_is_printed(invoke: Invoke) -> None:
+    """Labels to the letter; numbers of another machine may differ in their last digits."""
+    shown = blocks("text")[0].splitlines()
+    printed = invoke("run").stdout.splitlines()
+    assert [line[:44].rstrip() for line in shown[1:-1] if "last)" not in line] == [
+        line[:44].rstrip() for line in printed[1:-1] if "last)" not in line
+    ]
+    top1 = [float(re.findall(r"top-1 +([\d.]+)%", "\n".join(lines))[0]) for lines in (shown, printed)]
+    assert top1[0] == pytest.approx(top1[1], abs=3)
+    assert min(top1) > 95
+
+
+def test_own_loop_runs() -> None:
+    code = blocks("python")[0]
+    found: dict[str, object] = {}
+    exec(code, found)
+    assert found["bound"]
+
+
+def test_own_scheme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(blocks("python")[1])
+    plan, run = (line for line in blocks("sh")[3].splitlines() if line)
+    assert invoke(*shlex.split(plan)[1:]).exit_code == 0
+    assert invoke(*shlex.split(run)[1:], "--set", "recipe.epochs=1").exit_code == 0
+
+
+def test_links_lead_somewhere() -> None:
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+            assert target.startswith("http") or (file.parent / target).exists(), target

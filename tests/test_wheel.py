@@ -1,0 +1,50 @@
+"""What the wheel ships equals the tree, and works from somewhere else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHELVES = {"tasks": "rpbench/tasks", "baselines": "rpbench/baselines", "rpbench": "rpbench"}
+
+
+@pytest.mark.slow
+def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "site")
+    wanted = {
+        f"{inside}/{path.relative_to(ROOT / outside).as_posix()}"
+        for outside, inside in SHELVES.items()
+        for path in (ROOT / outside).rglob("*")
+        if path.suffix in {".py", ".toml", ".typed", ".json"} and "__pycache__" not in path.parts
+    }
+    assert wanted <= shipped
+    assert {name for name in shipped if "leaderboard" not in name and not name.endswith(".md")} <= wanted
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import rpbench\nassert rpbench.__file__.startswith(sys.argv[1])\n"
+        "from rpbench.catalog import scheme_names, names\n"
+        "from rpbench.task import load_task\n"
+        "assert 'erk' in scheme_names() and load_task('digits').name == 'digits'\n"
+        "print(rpbench.plan(__import__('torch').nn.Linear(20, 10), 'erk', 0.3).kept)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(tmp_path / "site")],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": _site_packages()},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "60"), done.stderr
+
+
+def _site_packages() -> str:
+    import numpy
+
+    return str(Path(numpy.__file__).parent.parent)
