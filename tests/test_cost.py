@@ -81,7 +81,7 @@ class Graph:
             case nn.Conv2d():
                 return self.convolution(module, x)
             case nn.MaxPool2d() | nn.AvgPool2d():
-                return self.pool(x, int(module.kernel_size), int(module.stride), int(module.padding))
+                return self.pool(x, int(module.kernel_size), int(module.stride), int(module.padding), module.ceil_mode)
             case nn.Flatten():
                 return x.ravel()
             case Mean():
@@ -117,8 +117,8 @@ class Graph:
                     self.edges.add_edge(x[channel, row, column], y[o, r, c], weight=(name, o, i, dr, dc))
         return y
 
-    def pool(self, x: Units, k: int, stride: int, pad: int) -> Units:
-        side = (x.shape[1] + 2 * pad - k) // stride + 1
+    def pool(self, x: Units, k: int, stride: int, pad: int, ceil: bool = False) -> Units:
+        side = (x.shape[1] + 2 * pad - k + (stride - 1) * ceil) // stride + 1
         y = self.new((x.shape[0], side, side))
         for channel, r, c, dr, dc in itertools.product(range(x.shape[0]), *[range(side)] * 2, *[range(k)] * 2):
             row, column = r * stride + dr - pad, c * stride + dc - pad
@@ -158,6 +158,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         lambda: nn.Sequential(conv(1, 2), nn.MaxPool2d(3, 2, 1), conv(2, 2), nn.AvgPool2d(2), Mean(), nn.Linear(2, 2)),
         (1, 4, 4),
     ),
+    "ceiled_pool": (lambda: nn.Sequential(conv(1, 2), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(2, 3, 2)), (1, 3, 3)),
     "residual": (
         lambda: nn.Sequential(conv(1, 3), Residual(nn.Sequential(*normed(conv(3, 3), conv(3, 3)))), nn.Conv2d(3, 3, 3)),
         (1, 3, 3),

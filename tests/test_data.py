@@ -356,6 +356,15 @@ def test_damaged_cache_is_done_without(name: str, keep: int, own_cache: Path, tm
     assert second.fingerprint == first.fingerprint
 
 
+def test_damaged_cache_is_written_anew(own_cache: Path, tmp_path: Path) -> None:
+    python_pickles(tmp_path / "cifar10", TRAIN, TEST)
+    load_ten(Roots((tmp_path,)))
+    (file,) = own_cache.rglob("meta.json")
+    file.write_text("")
+    load_ten(Roots((tmp_path,)))
+    assert isinstance(load_ten(Roots((tmp_path,))).pixels, np.memmap)
+
+
 def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RPBENCH_CACHE", str(tmp_path / "file" / "cache"))
@@ -1191,6 +1200,7 @@ def test_small_cifar_is_split_the_same_from_every_layout(tmp_path: Path) -> None
             "cifar10 (train) has 40 images, its definition says 50,000",
             "cifar10 (test) has 20 images, its definition says 10,000",
         ]
+        assert images.differences == {"cifar10/train": 40, "cifar10/test": 20}
         found.append([(part.pixels.tobytes(), part.labels.tobytes()) for part in parts])
     assert found[0] == found[1] == found[2]
 
@@ -1202,6 +1212,7 @@ def test_other_images_of_the_right_number_are_noted(tmp_path: Path, monkeypatch:
     splits = {name: split.model_copy(update={"n": counts[name]}) for name, split in image_set.splits.items()}
     monkeypatch.setattr(opened, "load_set", lambda _: image_set.model_copy(update={"splits": splits}))
     images = open_small(small_task(validation=4, ood=()), Roots((tmp_path,)))
+    assert images.differences == {f"cifar10/{k}": load_ten(Roots((tmp_path,)), k).fingerprint[:12] for k in counts}
     assert [note.split(" (fingerprint")[0] for note in images.notes] == [
         f"cifar10 ({split}) holds other images than its definition's" for split in ("train", "test")
     ]

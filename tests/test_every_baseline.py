@@ -14,6 +14,7 @@ import torchvision
 from torch import nn
 
 import rpbench
+from rpbench.budget import counts_from_densities, densities_from_scores
 from rpbench.catalog import find_scheme, list_schemes, scheme_names
 from rpbench.layers import LayerTable, layer_table
 from rpbench.models import build, resolve
@@ -138,6 +139,22 @@ def test_snip_on_nets_nobody_planned_for(net: str) -> None:
         nn.init.normal_(model.heads.head.weight)  # type: ignore[union-attr, arg-type]
     plan = rpbench.plan(model, "snip", 0.1, batches=[batch])
     assert plan.kept == round(0.1 * plan.prunable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["resnet20", "vgg16", "resnet50", "wrn50"])
+@pytest.mark.parametrize("scheme", SCORES)
+def test_score_schemes_on_the_paper_s_nets(scheme: str, net: str) -> None:
+    torch.manual_seed(0)
+    model = build(resolve(net, "imagenet"), 10, 3, 32)
+    batch = (torch.randn(20, 3, 32, 32), torch.arange(20) % 10)
+    options = {"samples_per_class": 2} if scheme == "grasp" else {}
+    plan = rpbench.plan(model, scheme, 0.1, batches=[batch], **options)
+    assert plan.scores is not None
+    scores = {name: score.numpy() for name, score in plan.scores.items()}
+    for density in DENSITIES:
+        counts = counts_from_densities(plan.table, densities_from_scores(plan.table, scores, density), density)
+        assert sum(counts.values()) == round(density * plan.prunable)
 
 
 def test_snip_by_hand() -> None:

@@ -288,6 +288,22 @@ def test_a_net_that_breaks_ends_as_failed(tmp_path: Path, invoke: Invoke) -> Non
     assert mended.exit_code == 0, mended.stderr
 
 
+def test_a_record_of_a_changed_scheme_is_stale(tmp_path: Path, invoke: Invoke) -> None:
+    file = tmp_path / "mine.py"
+    text = (
+        "from rpbench import shape_scheme\n"
+        "@shape_scheme\n"
+        "def mine(table, density):\n"
+        "    return dict.fromkeys(table.names, density)\n"
+    )
+    file.write_text(text)
+    asked = ("run", "--scheme", str(file), "--set", "recipe.epochs=1")
+    assert invoke(*asked).exit_code == 0
+    assert "stale" not in invoke(*asked).stderr
+    file.write_text(text + "# changed\n")
+    assert "stale: the source of scheme 'mine' has changed" in invoke(*asked).stderr
+
+
 @pytest.mark.parametrize("scheme", ["snip", "grasp", "dense", "snip:reinit=xavier,batches=2"])
 def test_other_schemes_on_the_line(tmp_path: Path, scheme: str, invoke: Invoke) -> None:
     done = invoke("run", "--scheme", scheme, "--set", "recipe.epochs=1", "--store", str(tmp_path), "--format", "json")
