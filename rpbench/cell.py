@@ -74,6 +74,15 @@ class Cell:
             asked["data"] = dict(data_differences)
         return run_id(asked)
 
+    def changed_since(self, scheme_source: str, model_source: str) -> list[str]:
+        """What has changed since a record was made that its identity does not hold: the sources of scheme and net."""
+        told = []
+        if scheme_source != self.scheme.source_hash:
+            told.append(f"the source of scheme '{self.scheme.name}' has changed since this record was made")
+        if model_source != self.model.source:
+            told.append(f"the file of model '{self.model.name}' has changed since this record was made")
+        return told
+
     @property
     def command(self) -> str:
         """The shortest command that asks for this cell."""

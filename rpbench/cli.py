@@ -172,6 +172,10 @@ def run(**given: Any) -> None:
     processes = Processes()
     outcome = run_cell(cell, wish, progress(quiet=not first), processes)
     if first:
+        if outcome.found:
+            click.echo("finished before (--force starts over)", err=True)
+            for told in cell.changed_since(outcome.record.scheme.source, outcome.record.model.source):
+                click.echo(f"stale: {told}", err=True)
         _show_outcome(outcome, given["form"])
     processes.close()
     if outcome.record.status != "ok":
@@ -317,8 +321,6 @@ def _announcement(cell: Cell) -> str:
 
 def _show_outcome(outcome: Any, form: str) -> None:
     record = outcome.record
-    if outcome.found:
-        click.echo("finished before (--force starts over)", err=True)
     for note in [*record.protocol.notes, *record.warnings]:
         click.echo(f"note: {note}", err=True)
     if record.skipped:

@@ -5,6 +5,7 @@ Every faulty key of a file is reported at once, with its place, line, value and 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -192,6 +193,14 @@ class Task(Definition):
     defaults: Defaults
     expected: tuple[Expected, ...] = ()
 
+    @model_validator(mode="after")
+    def _padding(self) -> Task:
+        if self.augment.pad_mode == "reflect" and self.augment.pad >= self.data.size:
+            raise ValueError(
+                f"augment.pad {self.augment.pad} must be smaller than data.size {self.data.size} to reflect"
+            )
+        return self
+
     def spec(self, sets: dict[str, ImageSet], attacks: dict[str, Attack]) -> str:
         """sha256 of everything in this definition, its image sets and attacks that can move a score."""
         told = {"summary", "url", "expected", "defaults", "models"}
@@ -230,7 +239,7 @@ def with_overrides(task: Task, settings: tuple[str, ...]) -> tuple[Task, dict[st
     Raises BadDefinition naming the key, the value and what would be right.
     """
     content = task.model_dump(mode="json", exclude_defaults=False)
-    changed: dict[str, Any] = {}
+    asked: list[tuple[list[str], str]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -242,15 +251,17 @@ def with_overrides(task: Task, settings: tuple[str, ...]) -> tuple[Task, dict[st
             if not isinstance(inner, dict):
                 raise _unknown_key(task, key)
             place = inner
-        if last not in place or isinstance(place[last], dict) or not path:
+        if last not in place or isinstance(place[last], dict) or not path or path[0] == "defaults":
             raise _unknown_key(task, key)
-        if place[last] != value:
-            changed[key] = value
         place[last] = value
+        asked.append((path, last))
     try:
-        return _validate(Task, content), changed
+        found = _validate(Task, content)
     except ValidationError as error:
         raise BadDefinition("; ".join(f"--set {fault}" for fault in _faults(error, ""))) from None
+    before, after = task.model_dump(mode="json"), found.model_dump(mode="json")
+    changed = {f"{p[0]}.{last}": after[p[0]][last] for p, last in asked if before[p[0]][last] != after[p[0]][last]}
+    return found, changed
 
 
 def set_keys(task: Task) -> list[str]:
@@ -304,12 +315,16 @@ def _faults(error: ValidationError, text: str) -> list[str]:
         if fault["type"] == "missing":
             found.append(f"{where or 'the file'} is missing")
         elif fault["type"] == "extra_forbidden":
-            found.append(f"{where} is not a key that exists here")
+            near = difflib.get_close_matches(parts[-1], _KEYS, n=1)
+            found.append(f"{where} is not a key that exists here" + (f": did you mean '{near[0]}'?" if near else ""))
         elif isinstance(fault["input"], dict):
             found.append(f"{where or 'the file'}: {message}")
         else:
             found.append(f"{where} is {json.dumps(fault['input'], default=str)}: {message}")
     return found
+
+
+_KEYS = sorted({key for kind in Definition.__subclasses__() for key in kind.model_fields})
 
 
 def _line(text: str, path: list[str]) -> int | None:

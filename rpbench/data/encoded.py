@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rpbench.data.sources import IMAGE_SUFFIXES, Located
 from rpbench.errors import DataError
@@ -32,27 +32,34 @@ class Encoded(Protocol):
         """Image `index`, not yet decoded further than its header."""
         ...
 
+    def place(self, index: int) -> str:
+        """Where image `index` lies, in words for an error."""
+        ...
+
+
+UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError)
+
 
 class ImageFiles:
     """An image folder: one sub-folder per class (classes numbered in sorted order), or images alone."""
 
-    def __init__(self, folder: Path) -> None:
-        classes = sorted(d.name for d in folder.iterdir() if d.is_dir())
+    def __init__(self, folder: Path, labels: bool) -> None:
+        classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
         found = [(path, i) for i, name in enumerate(classes) for path in _images_under(folder / name)]
         if not classes:
             found = [(path, -1) for path in _images_under(folder)]
         self.paths = [str(path) for path, _ in found]
         self.keys: Sequence[str] = [_stem(path.name) for path, _ in found]
-        self.labels = np.array([label for _, label in found], dtype=np.int64)
+        self.labels = np.array([label if labels else -1 for _, label in found], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        try:
-            return Image.open(self.paths[index])
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"'{self.paths[index]}' is not a readable image: {error}") from None
+        return Image.open(self.paths[index])
+
+    def place(self, index: int) -> str:
+        return f"'{self.paths[index]}'"
 
 
 class ParquetRows:
@@ -65,25 +72,27 @@ class ParquetRows:
         disable_progress_bars()
         datasets.logging.set_verbosity_error()
         columns = located.image_set.columns
-        self.place = f"{located.folder} ({located.split})"
+        self.folder = f"{located.folder} ({located.split})"
         _check_files(located.files)
         try:
-            rows: Any = datasets.load_dataset(
-                "parquet", data_files=[str(f) for f in located.files], split="train", verification_mode="no_checks"
-            )
+            # not load_dataset, which tells a server about every load
+            rows: Any = datasets.Dataset.from_parquet([str(f) for f in located.files])
         except Exception as error:
-            raise DataError(f"{self.place} cannot be read as parquet: {_root_cause(error)}") from error
+            raise DataError(f"{self.folder} cannot be read as parquet: {_root_cause(error)}") from error
         wanted = [columns.image, *([columns.label] if located.image_set.labels else [])]
         for column in wanted:
             if column not in rows.column_names:
                 raise DataError(
-                    f"{self.place} has no column '{column}' (it has {', '.join(rows.column_names)}): the columns of "
+                    f"{self.folder} has no column '{column}' (it has {', '.join(rows.column_names)}): the columns of "
                     f"image set '{located.image_set.name}' are declared under [columns] in its definition"
                 )
+        _check_types(rows.data.schema, wanted, self.folder)
         feature = rows.features[columns.image]
         if not isinstance(feature, datasets.Image):
             rows = rows.cast_column(columns.image, datasets.Image())
         self.column = columns.image
+        if located.image_set.labels and rows.data.column(columns.label).null_count:
+            raise DataError(f"{self.folder} has rows without a label in column '{columns.label}'")
         self.rows = rows.cast_column(columns.image, datasets.Image(decode=False)).select_columns(wanted)
         n = len(self.rows)
         self.labels = (
@@ -100,11 +109,10 @@ class ParquetRows:
         return len(self.rows)
 
     def open(self, index: int) -> Image.Image:
-        data = self.rows[int(index)][self.column]["bytes"]
-        try:
-            return Image.open(BytesIO(data))
-        except (OSError, UnidentifiedImageError, TypeError) as error:
-            raise DataError(f"image {index} of {self.place} is not readable: {error}") from None
+        return Image.open(BytesIO(self.rows[int(index)][self.column]["bytes"]))
+
+    def place(self, index: int) -> str:
+        return f"image {index} ('{self.keys[index]}') of {self.folder}"
 
 
 def open_encoded(located: Located) -> Encoded:
@@ -112,7 +120,16 @@ def open_encoded(located: Located) -> Encoded:
     if located.layout == "parquet":
         return ParquetRows(located)
     assert located.folder is not None
-    return ImageFiles(located.folder)
+    return ImageFiles(located.folder, located.image_set.labels)
+
+
+def decoded(encoded: Encoded, index: int, mode: str) -> Image.Image:
+    """Image `index` in a Pillow mode; DataError where it cannot be decoded."""
+    try:
+        with encoded.open(index) as image:
+            return image.convert(mode)
+    except UNREADABLE as error:
+        raise DataError(f"{encoded.place(index)} cannot be decoded: {error}") from None
 
 
 def canonical_order(encoded: Encoded) -> NDArray[np.int64]:
@@ -137,6 +154,18 @@ def _check_files(files: tuple[Path, ...]) -> None:
             pq.ParquetFile(file).close()
         except Exception as error:
             raise DataError(f"'{file}' is not a whole parquet file: {_root_cause(error)}") from error
+
+
+def _check_types(schema: Any, columns: list[str], place: str) -> None:
+    """DataError where the image column holds no images or the label column no whole numbers."""
+    import pyarrow as pa
+
+    image = schema.field(columns[0]).type
+    if not (pa.types.is_struct(image) or pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise DataError(f"{place}: column '{columns[0]}' holds {image}, not images")
+    for column in columns[1:]:
+        if not pa.types.is_integer(schema.field(column).type):
+            raise DataError(f"{place}: label column '{column}' holds {schema.field(column).type}, not whole numbers")
 
 
 def _images_under(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from rpbench import streams
 from rpbench.data import embedded
-from rpbench.data.encoded import Encoded, open_encoded
+from rpbench.data.encoded import Encoded, decoded, open_encoded
 from rpbench.data.order import Order
 from rpbench.data.sources import Located, cache_folder
 from rpbench.errors import DataError
@@ -174,10 +174,7 @@ def _decode(encoded: Encoded, size: int, channels: int) -> tuple[Pixels, Labels]
     pixels = np.empty((len(encoded), size, size, channels), dtype=np.uint8)
 
     def one(index: int) -> None:
-        try:
-            pixels[index] = to_array(encoded.open(index), size, channels)
-        except (OSError, ValueError) as error:
-            raise DataError(f"image '{encoded.keys[index]}' cannot be decoded: {error}") from None
+        pixels[index] = to_array(decoded(encoded, index, "L" if channels == 1 else "RGB"), size, channels)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(one, range(len(encoded))):
@@ -191,11 +188,14 @@ def _resized(pixels: Pixels, size: int, channels: int) -> Pixels:
     return np.stack([to_array(Image.fromarray(image), size, channels) for image in pixels])
 
 
+ARRAY_MODULES = {"numpy", *(f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric"))}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Reads the pickles of CIFAR, which hold dicts of bytes, lists and arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype", "scalar")) or (
+        if (module in ARRAY_MODULES and name in ("_reconstruct", "ndarray", "dtype", "scalar")) or (
             module == "_codecs" and name == "encode"
         ):
             return super().find_class(module, name)
@@ -215,7 +215,9 @@ def _read_pickles(located: Located) -> tuple[Pixels, Labels]:
             content = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
             images.append(np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(content[b"labels" if ten else b"fine_labels"], dtype=np.int64))
-        except (OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            if len(images[-1]) != len(labels[-1]):
+                raise ValueError(f"{len(images[-1])} images and {len(labels[-1])} labels")
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
             raise DataError(f"'{file}' is not a CIFAR batch: {error}") from None
     if not images:
         raise DataError(f"'{folder}' has no {located.split} batches")
@@ -237,7 +239,7 @@ def _read_cache(folder: Path) -> tuple[Pixels, Labels, str] | None:
         told = json.loads((folder / "meta.json").read_text())
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         return pixels, np.load(folder / "labels.npy"), str(told["fingerprint"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError):
         return None
 
 
@@ -250,6 +252,7 @@ def _write_cache(folder: Path, pixels: Pixels, labels: Labels, print_: str) -> N
             np.save(temporary / "pixels.npy", pixels)
             np.save(temporary / "labels.npy", labels)
             (temporary / "meta.json").write_text(json.dumps({"fingerprint": print_}))
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

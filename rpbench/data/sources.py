@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Roots:
         folders: list[Path] = []
         named: list[tuple[str, Path]] = []
         for value in given:
-            name, equals, folder = value.partition("=")
+            name, equals, folder = ("", "", value) if Path(value).expanduser().is_dir() else value.partition("=")
             path = Path(folder if equals else value).expanduser()
             if not path.is_dir():
                 raise UsageError(f"--data {value}: there is no folder '{path}'")
@@ -167,12 +168,17 @@ def _look_into(image_set: ImageSet, split: str, folder: Path, origin: str) -> Lo
 
 def _parquet(folder: Path, words: tuple[str, ...]) -> tuple[Path, ...]:
     """Parquet files of a split: named after it, or in a folder of its name."""
-    found = [
-        path
-        for path in sorted(folder.rglob("*.parquet"))
-        if path.name.split("-")[0].removesuffix(".parquet") in words or path.parent.name in words
-    ]
-    return tuple(found)
+    known = {word for some in SPLIT_WORDS.values() for word in some}
+    found = []
+    for path in sorted(folder.rglob("*.parquet")):
+        word = path.name.split("-")[0].removesuffix(".parquet")
+        if word not in known and path.parent != folder:
+            word = path.parent.name
+        if word in words:
+            found.append(path)
+    # a download that was interrupted is not the set: its files count themselves (train-00003-of-00294.parquet)
+    counts = {int(n[1]) for path in found if (n := re.search(r"-of-(\d+)\.parquet$", path.name))}
+    return tuple(found) if all(len(found) >= n for n in counts) else ()
 
 
 def _holds_images(folder: Path) -> bool:

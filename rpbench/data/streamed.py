@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rpbench import streams
 from rpbench.data import embedded
-from rpbench.data.encoded import Encoded, canonical_order, fingerprint, open_encoded
+from rpbench.data.encoded import Encoded, canonical_order, decoded, fingerprint, open_encoded
 from rpbench.data.order import Order
 from rpbench.data.resident import Batch, normalisation, normalise
 from rpbench.data.sources import Located
@@ -52,12 +52,7 @@ class StreamedImages:
         return replace(self, indices=self.indices[indices])
 
     def image(self, index: int) -> Image.Image:
-        mode = "L" if self.channels == 1 else "RGB"
-        i = int(self.indices[index])
-        try:
-            return self.encoded.open(i).convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"image '{self.encoded.keys[i]}' cannot be decoded: {error}") from None
+        return decoded(self.encoded, int(self.indices[index]), "L" if self.channels == 1 else "RGB")
 
     def evaluated(self, index: int) -> NDArray[np.uint8]:
         """Shorter side to `resize`, centre crop of `size`: (size, size, c) uint8."""
@@ -66,7 +61,7 @@ class StreamedImages:
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """uint8 (b, h, w, c) for each part, a list of indices."""
-        yield from _loader(_Evaluated(self), [part.tolist() for part in parts], self.workers)
+        yield from _loaded(_Evaluated(self), [part.tolist() for part in parts], self.workers)
 
 
 def load(located: Located, size: int, channels: int, resize: int, workers: int) -> StreamedImages:
@@ -98,7 +93,7 @@ class StreamedTraining:
         indices = order.permutation(epoch)
         parts = [indices[order.local(step)] for step in range(first, order.steps)]
         crops = _Cropped(self.images, self.augment, self.seed, epoch)
-        loader = _loader(crops, [part.tolist() for part in parts], self.images.workers)
+        loader = _loaded(crops, [part.tolist() for part in parts], self.images.workers)
         for part, pixels in zip(parts, loader, strict=True):
             x = normalise(pixels.to(self.device, non_blocking=True), self.scale, self.shift)
             yield x, torch.from_numpy(self.labels[part]).to(self.device)
@@ -142,7 +137,24 @@ def crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-class _Evaluated(Dataset[torch.Tensor]):
+class _Batches(Dataset[torch.Tensor]):
+    """Batches of images of one size; an unreadable image is handed over as its DataError, not raised in a worker."""
+
+    images: StreamedImages
+
+    def __getitems__(self, indices: list[int]) -> torch.Tensor | DataError:
+        try:
+            size = self.images.size
+            return (
+                torch.stack([self[i] for i in indices])
+                if indices
+                else torch.empty(0, size, size, self.images.channels, dtype=torch.uint8)
+            )
+        except DataError as error:
+            return error
+
+
+class _Evaluated(_Batches):
     def __init__(self, images: StreamedImages) -> None:
         self.images = images
 
@@ -150,7 +162,7 @@ class _Evaluated(Dataset[torch.Tensor]):
         return torch.from_numpy(self.images.evaluated(index))
 
 
-class _Cropped(Dataset[torch.Tensor]):
+class _Cropped(_Batches):
     def __init__(self, images: StreamedImages, augment: Augment, seed: int, epoch: int) -> None:
         self.images, self.augment, self.seed, self.epoch = images, augment, seed, epoch
 
@@ -171,15 +183,24 @@ def default_workers(world: int) -> int:
     return max(1, min(16, (os.cpu_count() or 1) // max(1, world)))
 
 
-def _loader(dataset: Dataset[torch.Tensor], parts: list[list[int]], workers: int) -> Any:
+def _loaded(dataset: _Batches, parts: list[list[int]], workers: int) -> Iterator[torch.Tensor]:
     workers = min(workers, len(parts))
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=parts,
+        collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
