@@ -122,6 +122,8 @@ def score_net(
     start = time.perf_counter()
     inside = passes.logits(model, images.test)
     rate = len(labels) / max(1e-9, time.perf_counter() - start)
+    if not np.isfinite(inside).all():
+        raise ValueError("the net's logits on the test images are not finite")
     found = metrics.classification(inside, labels, task.evaluation.top5)
     outputs = {"test": per_example(inside, labels)}
     for name, outside_images in images.ood.items():
@@ -147,14 +149,14 @@ def per_example(logits: Logits, labels: NDArray[np.int64] | None) -> dict[str, N
         return kept | {"logits": logits}
     kept |= {
         "prediction": logits.argmax(axis=1),
-        "confidence": metrics.confidence(logits).astype(np.float32),
-        "energy": metrics.energy(logits).astype(np.float32),
+        "confidence": metrics.confidence(logits),
+        "energy": metrics.energy(logits),
     }
     if labels is not None:
-        kept["loss"] = metrics.loss(logits, labels).astype(np.float32)
+        kept["loss"] = metrics.loss(logits, labels)
         own = logits[np.arange(len(labels)), labels][:, None]
         kept["rank"] = (logits >= own).sum(axis=1).astype(np.int32)
         p = np.exp(metrics.log_softmax(logits))
         p[np.arange(len(labels)), labels] -= 1.0
-        kept["brier"] = (p**2).sum(axis=1).astype(np.float32)
+        kept["brier"] = (p**2).sum(axis=1)
     return kept

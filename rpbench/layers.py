@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -17,6 +17,8 @@ from rpbench.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+Add = Callable[[Any, float], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _prunable(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str, int]]:
             weight = module._parameters.get(key)
             if isinstance(weight, nn.parameter.UninitializedParameter):
                 raise ModelError(f"'{name}' has no shape yet: run one batch through the net first")
-            if weight is None and key == "weight":
+            own_attribute = key in getattr(module, "parametrizations", ()) or f"{key}_orig" in module._parameters
+            if weight is None and (key == "weight" or own_attribute):
                 raise ModelError(
                     f"'{name}' is not a plain parameter (it is parametrized, or pruned by torch.nn.utils.prune): "
                     "remove that first"
@@ -168,35 +171,36 @@ def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
     ghostly = all(p.is_meta for p in model.parameters())
     try:
         return _observed(model if ghostly else on_meta(model), input_shape)
-    except Exception:
-        if not ghostly:
-            try:
-                return _observed(copy.deepcopy(model), input_shape)
-            except Exception as real:
-                error = real
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{type(model).__name__} cannot take an input of shape {input_shape}: {reason}") from error
+    except Exception as error:
+        failed = error
+    if not ghostly:
+        try:
+            return _observed(copy.deepcopy(model), input_shape)
+        except Exception as error:
+            failed = error
+    reason = str(failed).strip().splitlines()[0] if str(failed).strip() else type(failed).__name__
+    raise ModelError(f"{type(model).__name__} cannot take an input of shape {input_shape}: {reason}") from failed
 
 
 def _observed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
     import torch
 
     macs: dict[str, int] = {}
-    names = {id(p): name for name, p in net.named_parameters(remove_duplicate=False)}
+    names = {id(weight): name for name, weight, _, _ in _prunable(net)}  # the names of the table, shared weights too
 
     def add(weight: torch.Tensor, vectors: float) -> None:
-        name = names[id(weight)]
-        macs[name] = macs.get(name, 0) + round(weight.numel() * vectors / 2)
+        if (name := names.get(id(weight))) is not None:
+            macs[name] = macs.get(name, 0) + round(weight.numel() * vectors / 2)
 
-    handles = _watch(net, add)
+    hooks = _watch_attention(net, add)
     like = next(p for p in net.parameters() if p.is_floating_point())
     modes = {module: module.training for module in net.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _counting_calls(add):
             out = net.eval()(torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype))
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
         for module, mode in modes.items():
             module.training = mode
     return macs, tuple(getattr(out, "shape", ()))
@@ -214,21 +218,36 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _watch(model: nn.Module, add: Any) -> list[Any]:
-    """Hooks that call add(weight, number of positions at which the weight matrix is applied)."""
+def _counting_calls(add: Add) -> Any:
+    """A context that calls add(weight, number of positions at which the weight matrix is applied) for every linear and
+    convolution call, whether a module makes it or the net itself (torchvision's Swin does)."""
+    import torch
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    convolutions = (torch.conv1d, torch.conv2d, torch.conv3d)
+    transposed = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            if function is functional.linear or function in convolutions:
+                add(given["weight"], out.numel() / given["weight"].shape[0])
+            elif function in transposed:
+                add(given["weight"], given["input"].numel() / given["weight"].shape[0])
+            return out
+
+    return Calls()
+
+
+def _watch_attention(model: nn.Module, add: Add) -> list[Any]:
+    """Hooks that count attention's projections: torch applies them inside of one fused call."""
     from torch import nn
 
-    def dense(module: Any, _: Any, output: Any) -> None:
-        add(module.weight, output.numel() / module.weight.shape[0])
-
-    def convolution(module: Any, _: Any, output: Any) -> None:
-        add(module.weight, output.numel() / module.out_channels)
-
-    def transposed(module: Any, inputs: Any, _: Any) -> None:
-        add(module.weight, inputs[0].numel() / module.in_channels)
-
     def attention(module: Any, args: Any, kwargs: Any, _: Any) -> None:
-        tokens = [x.numel() / x.shape[-1] for x in (*args, *(kwargs.get(k) for k in ("query", "key", "value")))[:3]]
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        tokens = [given[k].numel() / given[k].shape[-1] for k in ("query", "key", "value")]
         if module.in_proj_weight is not None:
             add(module.in_proj_weight, sum(tokens) / 3)
         else:
@@ -236,15 +255,5 @@ def _watch(model: nn.Module, add: Any) -> list[Any]:
                 add(getattr(module, f"{key}_proj_weight"), count)
         add(module.out_proj.weight, tokens[0])
 
-    handles: list[Any] = []
-    inside_attention = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            handles.append(module.register_forward_hook(attention, with_kwargs=True))
-        elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            handles.append(module.register_forward_hook(transposed))
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            handles.append(module.register_forward_hook(convolution))
-        elif isinstance(module, nn.Linear) and id(module) not in inside_attention:
-            handles.append(module.register_forward_hook(dense))
-    return handles
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    return [module.register_forward_hook(attention, with_kwargs=True) for module in attentions]

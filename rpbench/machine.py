@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,14 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
         "deterministic": device.type == "cpu",
         "tf32": device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
     }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB (2**20 bytes): the device's where it is a GPU, else this process'."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
 def _processor() -> str:

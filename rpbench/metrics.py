@@ -38,10 +38,11 @@ def loss(logits: NDArray[Any], labels: Labels) -> Array:
 def top_k(logits: NDArray[Any], labels: Labels, k: int = 1) -> float:
     """The fraction of rows whose class is among the k largest logits. Ties: at k = 1 the first index is the prediction
     (argmax), else they count against the class."""
+    finite = ~np.isnan(logits).any(axis=1)  # a NaN row ranks nothing: never right
     if k == 1:
-        return float((logits.argmax(axis=1) == labels).mean())
+        return float(((logits.argmax(axis=1) == labels) & finite).mean())
     own = logits[np.arange(len(labels)), labels][:, None]
-    return float(((logits >= own).sum(axis=1) <= k).mean())
+    return float((((logits >= own).sum(axis=1) <= k) & finite).mean())
 
 
 def nll(logits: NDArray[Any], labels: Labels) -> float:

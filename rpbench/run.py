@@ -18,7 +18,7 @@ from torch import nn
 
 from rpbench import checkpoint, masks, options, streams
 from rpbench.cell import Cell
-from rpbench.cost import Paths, paths, peak_memory_mb
+from rpbench.connectivity import Paths, paths
 from rpbench.data import opened
 from rpbench.data.opened import Limits, TaskImages
 from rpbench.data.order import Order
@@ -27,7 +27,7 @@ from rpbench.data.streamed import default_workers
 from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.layers import LayerTable, layer_table, output_shape
-from rpbench.machine import Processes, environment
+from rpbench.machine import Processes, environment, peak_memory_mb
 from rpbench.models import build
 from rpbench.planning import plan_table
 from rpbench.progress import Quiet

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rpbench.cost import paths, peak_memory_mb
+from rpbench.connectivity import paths
 from rpbench.data import opened
 from rpbench.data.opened import Limits
 from rpbench.data.sources import Roots
@@ -18,6 +18,7 @@ from rpbench.data.streamed import default_workers
 from rpbench.errors import ModelError
 from rpbench.evaluation import Passes, score_net
 from rpbench.layers import layer_table, output_shape
+from rpbench.machine import peak_memory_mb
 from rpbench.models import build, resolve
 from rpbench.progress import Quiet
 from rpbench.task import Task, load_attack, load_task, with_overrides
@@ -59,7 +60,11 @@ def evaluate(
     weights = dict(net.named_parameters(remove_duplicate=False))
     masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
     attacks = {name: load_attack(name) for name in task.evaluation.attacks}
-    scored = score_net(net, task, images, attacks, Passes(device, task.data, task.evaluation.batch), progress.say)
+    passes = Passes(device, task.data, task.evaluation.batch)
+    try:
+        scored = score_net(net, task, images, attacks, passes, progress.say)
+    except ValueError as error:
+        raise ModelError(f"the net cannot be scored: {error}") from error
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     reached = paths(net, table, masks, shape)
     return {

@@ -16,7 +16,7 @@ LAYERS = [
     ["show", "shelves", "scoring", "dry"],
     ["run"],
     ["checkpoint"],
-    ["train", "progress", "evaluation", "cost", "machine"],
+    ["train", "progress", "evaluation", "connectivity", "machine"],
     ["store", "cell"],
     ["data.opened"],
     ["data.streamed", "data.resident"],

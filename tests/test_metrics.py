@@ -216,9 +216,7 @@ def test_detection_by_counting_pairs(seed: int) -> None:
         (list(range(1, 20)), [1.5], 18 / 19, 1 / 19 * 18 + 1 / 19 * 19 / 20, 1.0),  # 18 of 19 are not
     ],
 )
-def test_detection_by_hand(
-    inside: list[float], outside: list[float], auroc: float, aupr: float, fpr95: float
-) -> None:
+def test_detection_by_hand(inside: list[float], outside: list[float], auroc: float, aupr: float, fpr95: float) -> None:
     found = metrics.detection(np.array(inside, dtype=float), np.array(outside, dtype=float))
     assert found == pytest.approx({"auroc": auroc, "aupr": aupr, "fpr95": fpr95}, abs=1e-12)
 

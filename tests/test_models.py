@@ -151,9 +151,7 @@ def test_names_of_cifar_resnets(name: str, depth: int, width: int) -> None:
 
 @pytest.mark.parametrize("factor", [(1.5, 24), (0.5, 8), (2.5, 40), (3.5, 56)])
 def test_a_factor_is_its_width(factor: tuple[float, int]) -> None:
-    by_factor, by_width = (
-        layer_table(made(f"resnet20-{w}", "cifar", 10)) for w in (f"x{factor[0]:g}", f"{factor[1]}")
-    )
+    by_factor, by_width = (layer_table(made(f"resnet20-{w}", "cifar", 10)) for w in (f"x{factor[0]:g}", f"{factor[1]}"))
     assert by_factor == by_width
 
 

@@ -14,7 +14,7 @@ def cifar_resnet(name: str) -> tuple[int, int] | None:
     width = int(found[2]) if found[2] else 16
     if found[3]:
         exact = 16 * float(found[3])
-        width = round(exact)
+        width = round(exact) if abs(exact - round(exact)) < 1e-9 else 0
     if depth < 8 or (depth - 2) % 6 or width < 1:
         return None
     return depth, width

@@ -15,8 +15,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from rpbench.cost import Paths, paths, peak_memory_mb
+from rpbench.connectivity import Paths, paths
 from rpbench.layers import LayerTable, layer_table
+from rpbench.machine import peak_memory_mb
 from rpbench.models.cifar import Block, ResNet
 
 Masks = dict[str, torch.Tensor]
