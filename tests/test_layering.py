@@ -15,7 +15,7 @@ LAYERS = [
     ["cli", "__main__"],
     ["show", "shelves", "scoring", "dry"],
     ["run"],
-    ["checkpoint"],
+    ["checkpoint", "draft"],
     ["train", "progress", "evaluation", "connectivity", "machine"],
     ["store", "cell"],
     ["data.opened"],
