@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ Counts = Mapping[str, int]
 
 def check_density(density: float) -> float:
     """`density` as a float in (0, 1], else UsageError."""
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0.0 < density <= 1.0:
+    if isinstance(density, bool) or not isinstance(density, Real) or not 0.0 < density <= 1.0:
         raise UsageError(f"density {density} is not a fraction of weights kept: give a number above 0 and at most 1")
     return float(density)
 
