@@ -31,13 +31,13 @@ def grasp(
     gradient = [torch.zeros_like(w) for w in leaves]
     for images, classes, share in parts:
         loss = probe.loss(model(images) / TEMPERATURE, classes) * share
-        for total, part in zip(gradient, torch.autograd.grad(loss, leaves), strict=True):
+        for total, part in zip(gradient, torch.autograd.grad(loss, leaves, materialize_grads=True), strict=True):
             total += part
     product = [torch.zeros_like(w) for w in leaves]
     for images, classes, share in parts:
         loss = probe.loss(model(images) / TEMPERATURE, classes) * share
-        flow = torch.autograd.grad(loss, leaves, create_graph=True)
+        flow = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         dot = torch.stack([(g * f).sum() for g, f in zip(gradient, flow, strict=True)]).sum()
-        for total, part in zip(product, torch.autograd.grad(dot, leaves), strict=True):
+        for total, part in zip(product, torch.autograd.grad(dot, leaves, materialize_grads=True), strict=True):
             total += part
     return {name: w.detach() * hg for (name, w), hg in zip(weights.items(), product, strict=True)}

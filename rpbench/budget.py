@@ -21,7 +21,9 @@ Counts = Mapping[str, int]
 
 def check_density(density: float) -> float:
     """`density` as a float in (0, 1], else UsageError."""
-    if isinstance(density, bool) or not isinstance(density, Real) or not 0.0 < density <= 1.0:
+    if isinstance(density, bool | str) or not isinstance(density, Real):
+        raise UsageError(f"density {density!r} is a {type(density).__name__}, not a number")
+    if not 0.0 < density <= 1.0:
         raise UsageError(f"density {density} is not a fraction of weights kept: give a number above 0 and at most 1")
     return float(density)
 
@@ -147,6 +149,8 @@ def densities_from_scores(table: LayerTable, scores: Mapping[str, Any], density:
     missing = [name for name in table.names if name not in scores]
     if missing:
         raise SchemeError(f"no scores for {', '.join(missing)}")
+    if unknown := [str(name) for name in scores if name not in set(table.names)]:
+        raise SchemeError(f"scores of unknown layers {', '.join(unknown)}")
     flat: list[Any] = []
     for layer in table:
         values = np.asarray(scores[layer.name])

@@ -66,6 +66,22 @@ def sampler_names() -> list[str]:
     return sorted({*_built_in_samplers(), *(e.name for e in entry_points(group="rpbench.samplers"))})
 
 
+def known_scheme(given: str) -> None:
+    """UnknownName unless `given` names a scheme; nothing is imported, and files are not looked at."""
+    name, _ = options.parse(given)
+    if not _is_path(name, ".py") and name not in scheme_names():
+        raise UnknownName("scheme", name, scheme_names())
+
+
+def is_shelved_scheme(name: str) -> bool:
+    """Whether a scheme's name stands for a file of baselines/ (not for a file or package of somebody's own)."""
+    return name in names("baselines", ".py")
+
+
+def is_shelved_sampler(name: str) -> bool:
+    return name in _built_in_samplers()
+
+
 def find_scheme(given: str | Scheme) -> tuple[Scheme, dict[str, Any]]:
     """A scheme and the options in its name: 'snip:reinit=xavier', './mine.py', or a Scheme itself."""
     if isinstance(given, Scheme):
@@ -130,7 +146,7 @@ def _read_scheme(name: str, path: Path) -> Row:
         return {"name": name, "summary": f"{path} defines no function '{name}'", "source": "", "options": {}}
     text = ast.get_docstring(function)
     defaults = {
-        a.arg: ast.literal_eval(d) if d is not None else None
+        a.arg: _literal(d) if d is not None else None
         for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     }
     looks_at = (
@@ -143,6 +159,13 @@ def _read_scheme(name: str, path: Path) -> Row:
         "options": defaults,
         "looks_at": looks_at,
     }
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
 
 
 @cache

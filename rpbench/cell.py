@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 from rpbench import options
 from rpbench.budget import check_density
-from rpbench.catalog import find_sampler, find_scheme
+from rpbench.catalog import find_sampler, find_scheme, is_shelved_sampler, is_shelved_scheme
 from rpbench.errors import UsageError
 from rpbench.models import ModelName, resolve
 from rpbench.record import run_id
 from rpbench.sampler import Sampler
 from rpbench.scheme import Scheme
 from rpbench.streams import Seeds
-from rpbench.task import Attack, ImageSet, Task, load_attack, load_set, load_task, with_overrides
+from rpbench.task import Attack, Task, load_attack, load_set, load_task, spec, with_overrides
 
 Precision = Literal["fp32", "bf16"]
 
@@ -31,16 +31,17 @@ class Cell:
     task: Task
     spec: str
     overrides: dict[str, Any]
-    sets: dict[str, ImageSet]
     attacks: dict[str, Attack]
     given_model: str
     model: ModelName
     given_scheme: str
     scheme: Scheme
     scheme_args: dict[str, Any]
+    scheme_source: str
     given_sampler: str
     sampler: Sampler
     sampler_args: dict[str, Any]
+    sampler_source: str
     density: float
     seeds: Seeds
     precision: Precision = "fp32"
@@ -64,24 +65,27 @@ class Cell:
             "source": self.source,
             "procedure": self.procedure,
             "precision": self.precision,
-            "seeds": {"run": self.seeds.run, "init": self.seeds.init}
-            | {"mask": self.seeds.mask, "order": self.seeds.order},
+            "seeds": asdict(self.seeds),
             "limit": self.limit,
             "limit_test": self.limit_test,
             "micro_batch": self.micro_batch,
         }
+        # a name on the shelf is known by its name; a file of one's own by what is in it
+        if self.model.source:
+            asked["model"] = f"{self.model.title}@{self.model.source[:16]}"
+        if not is_shelved_scheme(self.given_scheme):
+            asked["scheme"]["source"] = self.scheme_source[:16]
+        if not is_shelved_sampler(self.given_sampler):
+            asked["sampler"]["source"] = self.sampler_source[:16]
         if data_differences:
             asked["data"] = dict(data_differences)
         return run_id(asked)
 
-    def changed_since(self, scheme_source: str, model_source: str) -> list[str]:
-        """What has changed since a record was made that its identity does not hold: the sources of scheme and net."""
-        told = []
-        if scheme_source != self.scheme.source_hash:
-            told.append(f"the source of scheme '{self.scheme.name}' has changed since this record was made")
-        if model_source != self.model.source:
-            told.append(f"the file of model '{self.model.name}' has changed since this record was made")
-        return told
+    def changed_since(self, scheme_source: str) -> list[str]:
+        """What has changed since a record was made that its identity does not hold: the source of a shelved scheme."""
+        if scheme_source == self.scheme_source:
+            return []
+        return [f"the source of scheme '{self.scheme.name}' has changed since this record was made"]
 
     @property
     def command(self) -> str:
@@ -126,9 +130,8 @@ def ask(
     """
     declared = load_task(task)
     used, changed = with_overrides(declared, overrides)
-    sets = {name: load_set(name) for name in declared.set_names}
-    attacks = {name: load_attack(name) for name in declared.evaluation.attacks}
-    spec = declared.spec(sets, attacks)
+    for name in used.set_names:
+        load_set(name)
     given_scheme = scheme or declared.defaults.scheme
     found, scheme_given = find_scheme(given_scheme)
     args = options.bind(found.name, found.function, scheme_given)
@@ -152,19 +155,20 @@ def ask(
     return Cell(
         given_task=task,
         task=used,
-        spec=spec,
+        spec=spec(declared),
         overrides=changed,
-        sets={name: load_set(name) for name in used.set_names},
-        attacks={name: load_attack(name) for name in used.evaluation.attacks},
+        attacks={attack.name: attack for attack in map(load_attack, used.evaluation.attacks)},
         given_model=given_model,
         model=resolve(given_model, used.family),
         given_scheme=options.parse(given_scheme)[0],
         scheme=found,
         scheme_args=args,
+        scheme_source=found.source_hash,
         given_sampler=options.parse(sampler)[0],
         sampler=drawer,
         sampler_args=options.bind(drawer.name, drawer.function, sampler_given),
         density=density,
+        sampler_source=drawer.source_hash,
         seeds=Seeds(
             run=seed,
             init=seed if init_seed is None else init_seed,

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,8 +33,7 @@ class _Group(click.Group):
             if number is not None:  # stopped by a signal, after a checkpoint
                 click.echo(str(error), err=True)
                 raise SystemExit(128 + number) from None
-            inner = getattr(error, "__rpbench_context__", None)
-            raise click.UsageError(" ".join(str(error).split()), ctx=inner or _deepest(ctx)) from None
+            raise click.UsageError(" ".join(str(error).split()), ctx=_deepest(ctx)) from None
 
 
 def _deepest(ctx: click.Context) -> click.Context:
@@ -174,7 +172,9 @@ def run(**given: Any) -> None:
     if first:
         if outcome.found:
             click.echo("finished before (--force starts over)", err=True)
-            for told in cell.changed_since(outcome.record.scheme.source, outcome.record.model.source):
+            if wish.track_flow or wish.last_full:
+                click.echo("note: --track and --last-full act while a cell runs, not on a finished one", err=True)
+            for told in cell.changed_since(outcome.record.scheme.source):
                 click.echo(f"stale: {told}", err=True)
         _show_outcome(outcome, given["form"])
     processes.close()
@@ -186,8 +186,12 @@ def run(**given: Any) -> None:
 @_task_options
 @_scheme_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights and data order.")
+@click.option("--init-seed", type=int, help="Seed of the initial weights alone.")
+@click.option("--order-seed", type=int, help="Seed of the data order alone.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Images that a data-driven scheme sees at once.")
+@click.option("--limit", type=click.IntRange(1), help="At most N training images.")
 @_data_options
+@_settings_option
 @_format_option("table", "json")
 def plan(**given: Any) -> None:
     """Show what a scheme would keep of every layer, before any training.
@@ -197,13 +201,17 @@ def plan(**given: Any) -> None:
     from rpbench.cell import ask, read_density
 
     density = read_density(given["density"], given["sparsity"])
+    same = ("task", "model", "scheme", "seed", "init_seed", "order_seed")
     cell = ask(
         density=density,
-        **{key: given[key] for key in ("task", "model", "scheme", "seed", "micro_batch")},
+        overrides=given["settings"],
+        **{key: given[key] for key in (*same, "limit", "micro_batch")},
     )
     from rpbench.dry import plan_cell
 
-    found = plan_cell(cell, given["data"], given["workers"])
+    found, notes = plan_cell(cell, given["data"], given["workers"])
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     if given["form"] == "json":
         click.echo(json.dumps(found.as_json(cell.model.name), indent=1))
         return
@@ -234,7 +242,7 @@ def score(**given: Any) -> None:
         net, task, progress=progress(),
         **{key: given[key] for key in ("data", "skip_missing", "limit_test", "workers")},
     )  # fmt: skip
-    for note in found["notes"]:
+    for note in found["protocol"]["notes"]:
         click.echo(f"note: {note}", err=True)
     if given["form"] == "json":
         click.echo(json.dumps(found, indent=1))
@@ -334,9 +342,3 @@ def _show_outcome(outcome: Any, form: str) -> None:
         click.echo(f"record: {outcome.folder / 'record.json'}")
     if record.error:
         click.echo(f"{record.status}: {record.error}", err=True)
-
-
-def entry() -> NoReturn:
-    """For `python -m rpbench`."""
-    main()
-    sys.exit(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rpbench import options
 from rpbench.cell import Cell
 from rpbench.connectivity import Paths
 from rpbench.evaluation import Scored
@@ -24,6 +23,8 @@ class Draft:
     params: int
     command: str
     notes: list[str]
+    scheme_args: dict[str, Any]
+    sampler_args: dict[str, Any]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     env: dict[str, Any] = field(default_factory=dict)
@@ -63,12 +64,13 @@ class Draft:
                 | {"source": cell.model.source},
                 "scheme": {
                     "name": cell.scheme.name,
-                    "args": options.plain(cell.scheme_args),
-                    "source": cell.scheme.source_hash,
+                    # of when the plan was made: files may change while a run is interrupted
+                    "args": self.plan.get("args", self.scheme_args),
+                    "source": self.plan.get("source", cell.scheme_source),
                     "batches": self.plan.get("batches", 0),
                     "images": self.plan.get("images", 0),
                 },
-                "sampler": {"name": cell.sampler.name, "args": options.plain(cell.sampler_args)},
+                "sampler": {"name": cell.sampler.name, "args": self.sampler_args, "source": cell.sampler_source},
                 "init": cell.init,
                 "source": cell.source,
                 "procedure": cell.procedure,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
@@ -88,7 +89,7 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None) ->
     found = list(_prunable(model))
     if not found:
         raise ModelError(f"{type(model).__name__} has no convolution or linear weight to prune")
-    macs = _count_macs(model, tuple(input_shape)) if input_shape is not None else {}
+    macs = _count_macs(model, input_shape) if input_shape is not None else {}
     layers = tuple(
         Layer(name, tuple(weight.shape), kind, groups, None if input_shape is None else macs.get(name, 0))
         for name, weight, kind, groups in found
@@ -166,8 +167,13 @@ def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
     The pass runs without arithmetic on the meta device; a net that cannot do that (it makes tensors of its own on the
     CPU, say) runs for real. Two, because some nets squeeze a batch of one away.
     """
-    if not input_shape or any(not isinstance(d, int) or d < 1 for d in input_shape):
-        raise ModelError(f"input_shape {input_shape} is not (channels, height, width) of one example")
+    given = input_shape
+    try:
+        input_shape = tuple(operator.index(d) for d in given)
+    except TypeError:
+        input_shape = ()
+    if not input_shape or min(input_shape) < 1:
+        raise ModelError(f"input_shape {given} is not (channels, height, width) of one example: whole numbers from 1")
     ghostly = all(p.is_meta for p in model.parameters())
     try:
         return _observed(model if ghostly else on_meta(model), input_shape)

@@ -16,6 +16,12 @@ import torch
 from torch import nn
 
 
+def best_device() -> torch.device:
+    """The GPU where there is one. fp32 means fp32 from here on: cuDNN would round convolutions' inputs to TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Processes:
     """This process among those that accelerate or torchrun started; alone without either.
 
@@ -25,9 +31,7 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import Accelerator
 
-        # fp32 means fp32: cuDNN would round convolutions' inputs to TF32 by default
-        torch.backends.cudnn.allow_tf32 = False
-        self._accelerator: Any = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self._accelerator: Any = Accelerator(mixed_precision="no", cpu=best_device().type == "cpu")
 
     @cached_property
     def device(self) -> torch.device:
@@ -41,6 +45,11 @@ class Processes:
     @cached_property
     def world(self) -> int:
         return int(self._accelerator.num_processes)
+
+    @property
+    def local_world(self) -> int:
+        """Processes on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE") or self.world)
 
     @property
     def first(self) -> bool:

@@ -108,10 +108,3 @@ def save(masks: Masks, path: Path) -> None:
     from rpbench.files import write_bytes
 
     write_bytes(path, serialise({name: mask.contiguous() for name, mask in masks.items()}))
-
-
-def load(path: Path) -> dict[str, torch.Tensor]:
-    """Masks from a safetensors file (its own order: alphabetical)."""
-    from safetensors.torch import load_file
-
-    return dict(load_file(path))

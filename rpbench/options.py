@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from rpbench.errors import UnknownName, UsageError
 
@@ -35,7 +35,12 @@ def declared(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if p.kind is inspect.Parameter.KEYWORD_ONLY:
             annotation = p.annotation
             if isinstance(annotation, str):  # from __future__ import annotations
-                annotation = eval(annotation, dict(space))
+                try:
+                    annotation = eval(annotation, dict(space))
+                except NameError as error:
+                    raise UsageError(
+                        f"the type of option '{p.name}' of '{function.__name__}' cannot be read at run time: {error}"
+                    ) from None
             if annotation is p.empty and p.default is not p.empty:
                 annotation = type(p.default)
             found[p.name] = p.replace(annotation=annotation)
@@ -106,7 +111,7 @@ def _plain(value: Any) -> Any:
 
 def _convert(place: str, value: Any, annotation: Any) -> Any:
     """`value` (text from a command line, or already typed) as what the option's annotation says."""
-    if isinstance(annotation, types.UnionType):
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
@@ -129,6 +134,8 @@ def _convert(place: str, value: Any, annotation: Any) -> Any:
     if annotation in (int, float):
         try:
             number: float = annotation(value)
+            if annotation is int and number != float(value):
+                raise ValueError
         except (TypeError, ValueError):
             word = "a whole number" if annotation is int else "a number"
             raise UsageError(f"{place} is '{value}': it must be {word}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rpbench.budget import check_density, counts_from_densities
@@ -11,7 +12,7 @@ from rpbench.catalog import find_sampler, find_scheme
 from rpbench.errors import UsageError
 from rpbench.layers import LayerTable, layer_table
 from rpbench.options import bind
-from rpbench.scheme import Batch, Probe, Scheme
+from rpbench.scheme import Batch, Probe, Scheme, check_batch
 
 if TYPE_CHECKING:
     import torch
@@ -114,12 +115,21 @@ def plan(
     found, given = find_scheme(scheme)
     args = bind(found.name, found.function, {**given, **options})
     density = check_density(density)
-    kept_batches = None if batches is None else list(batches)
-    if input_shape is None and kept_batches:
-        input_shape = tuple(kept_batches[0][0].shape[1:])
+    if batches is not None:
+        batches, shape = _peek(batches)
+        input_shape = input_shape if input_shape is not None else shape
     table = layer_table(model, input_shape)
-    probe = Probe(model, table, density, kept_batches, seed=seed)
-    return plan_table(table, found, density, probe, args)
+    return plan_table(table, found, density, Probe(model, table, density, batches, seed=seed), args)
+
+
+def _peek(batches: Iterable[Batch]) -> tuple[Iterable[Batch], tuple[int, ...] | None]:
+    """The batches, and the shape of one image (None for whole-number inputs); takes one batch and puts it back."""
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        return iterator, None
+    x, _ = check_batch(first)
+    return chain([first], iterator), tuple(x.shape[1:]) if x.is_floating_point() else None
 
 
 def plan_table(table: LayerTable, scheme: Scheme, density: float, probe: Probe | None, args: Mapping[str, Any]) -> Plan:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["ok", "failed", "diverged", "infeasible"]
-Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
@@ -42,6 +41,7 @@ class SchemePart(Part):
 class SamplerPart(Part):
     name: str
     args: dict[str, Any]
+    source: str = Field("", description="sha256 of the sampler's file")
 
 
 class DensityPart(Part):
@@ -80,7 +80,7 @@ class CostPart(Part):
     sparse_macs: float | None = Field(description="sum over layers of MACs x realised density: theoretical")
     train_images_per_s: float | None = None
     eval_images_per_s: float | None = None
-    seconds: float | None = Field(None, description="wall-clock seconds in all, interruptions left out")
+    seconds: float | None = Field(None, description="seconds of training and evaluation, interruptions left out")
     scheme_seconds: float | None = None
     peak_memory_mb: float | None = None
 
@@ -134,7 +134,8 @@ def run_id(asked: dict[str, Any]) -> str:
     """A readable name and 12 hex digits of the hash of everything that was asked."""
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), allow_nan=False)
     code = hashlib.sha256(text.encode()).hexdigest()[:12]
-    parts = [asked["task"]["name"], asked["model"], asked["scheme"]["name"], f"{asked['density']:g}"]
+    model = asked["model"].partition("@")[0]
+    parts = [asked["task"]["name"], model, asked["scheme"]["name"], f"{asked['density']:g}"]
     parts += [f"s{asked['seeds']['run']}", code]
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(p)) for p in parts)
 

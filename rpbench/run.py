@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from rpbench import checkpoint, masks, streams
+from rpbench import checkpoint, masks, options, streams
 from rpbench.cell import Cell
 from rpbench.connectivity import paths
 from rpbench.data import opened
-from rpbench.data.opened import Limits, TaskImages
+from rpbench.data.opened import Images, Limits, TaskImages
 from rpbench.data.order import Order
 from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.draft import Draft
 from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
-from rpbench.layers import layer_table, output_shape
+from rpbench.layers import LayerTable, layer_table, output_shape
 from rpbench.machine import Processes, environment, peak_memory_mb
 from rpbench.models import build
 from rpbench.planning import plan_table
@@ -40,7 +40,7 @@ from rpbench.train import Diverged, Fit, Interrupted, Machine, State, fit, make_
 
 @dataclass(frozen=True)
 class Wish:
-    """How a cell is to be run: what decides nothing of its result."""
+    """How a cell is to be run: where, and what is kept beside its result."""
 
     store: Path
     roots: Roots = field(default_factory=Roots)
@@ -71,13 +71,13 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
         found, skipped = opened.find_all(cell.task, wish.roots, training=True, skip_missing=wish.skip_missing)
     except MissingData:
         # a finished cell can be shown on a machine without its images
-        if not wish.force and (outcome := _finished(cell, wish, {})):
+        if outcome := _finished(cell, wish, {}, processes):
             return outcome
         raise
-    workers = default_workers(processes.world) if wish.workers is None else wish.workers
+    workers = default_workers(processes.local_world) if wish.workers is None else wish.workers
     images = opened.open_all(cell.task, found, skipped, limits, workers)
     differences = images.differences
-    if not wish.force and (outcome := _finished(cell, wish, differences)):
+    if outcome := _finished(cell, wish, differences, processes):
         return outcome
 
     net = initial_net(cell)
@@ -91,6 +91,8 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
         params=sum(p.numel() for p in net.parameters()),
         command=cell.command + (" --skip-missing" if skipped else ""),
         notes=list(images.notes),
+        scheme_args=options.plain(cell.scheme_args),
+        sampler_args=options.plain(cell.sampler_args),
         facts=images.facts,
         skipped=images.skipped,
         env=environment(processes, cell.precision),
@@ -107,12 +109,26 @@ def initial_net(cell: Cell) -> nn.Module:
     return build(cell.model, data.classes, data.channels, data.size)
 
 
-def probe_batches(images: Any, cell: Cell, device: torch.device) -> Iterator[Batch]:
-    """Labelled training batches for data-driven schemes: not augmented, in an order of their own, one epoch at most."""
-    training = opened.training_set(images, cell.task, cell.seeds.order, device)
-    order = streams.permutation(streams.key("probe", cell.seeds.order), len(images))
-    for i in range(0, len(order), cell.task.recipe.probe_batch):
-        yield training.plain(order[i : i + cell.task.recipe.probe_batch])
+def probe_of(cell: Cell, net: nn.Module, table: LayerTable, train: Images, device: torch.device) -> Probe:
+    """What a data-driven scheme may look at in a run of this cell: the net as initialised, and labelled training
+    batches, not augmented, in an order of their own, one epoch at most."""
+
+    def batches() -> Iterator[Batch]:
+        training = opened.training_set(train, cell.task, cell.seeds.order, device)
+        order = streams.permutation(streams.key("probe", cell.seeds.order), len(train))
+        for i in range(0, len(order), cell.task.recipe.probe_batch):
+            yield training.plain(order[i : i + cell.task.recipe.probe_batch])
+
+    return Probe(
+        net,
+        table,
+        cell.density,
+        batches(),
+        seed=cell.seeds.init,
+        chunk=cell.micro_batch,
+        classes=cell.task.data.classes,
+        device=device,
+    )
 
 
 class _Work:
@@ -173,16 +189,7 @@ class _Work:
     def _plan(self) -> dict[str, Any] | Exception:
         """What the scheme decides, as plain values; exceptions are values too, so that every process hears of them."""
         cell, start = self.cell, time.perf_counter()
-        probe = Probe(
-            self.net,
-            self.draft.table,
-            cell.density,
-            probe_batches(self.train, cell, self.processes.device),
-            seed=cell.seeds.init,
-            chunk=cell.micro_batch,
-            classes=cell.task.data.classes,
-            device=self.processes.device,
-        )
+        probe = probe_of(cell, self.net, self.draft.table, self.train, self.processes.device)
         try:
             plan = plan_table(self.draft.table, cell.scheme, cell.density, probe, cell.scheme_args)
             drawn = None
@@ -199,6 +206,8 @@ class _Work:
             "batches": plan.batches_used,
             "images": plan.images_used,
             "seconds": time.perf_counter() - start,
+            "args": self.draft.scheme_args,
+            "source": cell.scheme_source,
             "masks": drawn,
         }
 
@@ -214,8 +223,8 @@ class _Work:
         except Diverged as error:
             return self._write(self.draft.record("diverged", error=str(error)))
         except Exception as error:
-            if self.processes.first:
-                (self.folder.folder / "error.txt").write_text(traceback.format_exc())
+            name = "error.txt" if self.processes.first else f"error-{self.processes.rank}.txt"
+            (self.folder.folder / name).write_text(traceback.format_exc())
             return self._write(self.draft.record("failed", error=self._reason(error)))
 
     def _reason(self, error: Exception) -> str:
@@ -230,7 +239,7 @@ class _Work:
         loaded = checkpoint.load(self.folder, self.processes.world) if self.processes.first else None
         loaded = self.processes.share(loaded)
         if loaded is not None:
-            self.progress.say(f"going on from epoch {loaded.state.epoch}, step {loaded.state.step}")
+            self.progress.say(f"going on from epoch {loaded.state.epoch + 1}, step {loaded.state.step}")
             draft.plan = loaded.facts
             drawn = {name: loaded.tensors[f"mask.{name}"] for name in draft.table.names}
         else:
@@ -271,7 +280,7 @@ class _Work:
             watcher=self.progress,
             optimizer=optimizer,
             micro_batch=cell.micro_batch,
-            track_flow=self.wish.track_flow,
+            track_flow=self.wish.track_flow or bool(track),
         )
         try:
             fit(work, state, sums.to(device), track)
@@ -285,7 +294,7 @@ class _Work:
         draft.seconds = before + time.monotonic() - began
         draft.peak_mb = peak_memory_mb(device)
         if track and self.processes.first:
-            self._write_track(track, order.steps)
+            self._write_track(track)
         return self._write(draft.record("ok", selected, last, state), selected, last, drawn)
 
     def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:
@@ -307,7 +316,7 @@ class _Work:
         return self.passes.accuracy_and_loss(self.net, self.validation)
 
     def _score(self, bound: masks.Bound, state: State) -> tuple[Scored, Scored]:
-        """Test images are opened here and nowhere before: one pass for the selected epoch, one for the last."""
+        """The net sees test images here and nowhere before: one pass for the selected epoch, one for the last."""
         cell, task = self.cell, self.cell.task
         say = self.progress.say
         best = self.folder.folder / f"best-{state.best_epoch:05d}.safetensors"
@@ -349,21 +358,22 @@ class _Work:
                 self.folder.clean()
         return Outcome(record, self.folder.folder)
 
-    def _write_track(self, track: list[torch.Tensor], steps: int) -> None:
-        rows = [
-            {"epoch": i // steps, "step": i % steps}
-            | dict(zip(("global_l2", "layer_mean_l2", "mean_abs"), map(float, row), strict=True))
-            for i, row in enumerate(track)
-        ]
-        self.folder.write_lines("gradient_flow.jsonl", rows)
+    def _write_track(self, track: list[torch.Tensor]) -> None:
+        names = ("epoch", "step", "global_l2", "layer_mean_l2", "mean_abs")
+        rows = [dict(zip(names, row.tolist(), strict=True)) for row in track]
+        self.folder.write_lines("gradient_flow.jsonl", [r | {k: int(r[k]) for k in names[:2]} for r in rows])
 
 
-def _finished(cell: Cell, wish: Wish, differences: Mapping[str, int | str]) -> Outcome | None:
-    folder = CellFolder(wish.store, cell.run_id(differences))
-    record = folder.record()
-    if record is None or record.status not in FINISHED:
-        return None
-    return Outcome(record, folder.folder, found=True)
+def _finished(cell: Cell, wish: Wish, differences: Mapping[str, int | str], processes: Processes) -> Outcome | None:
+    """The outcome of a cell that needs no work; the first process looks, all hear of it."""
+    outcome = None
+    if processes.first and not wish.force:
+        folder = CellFolder(wish.store, cell.run_id(differences))
+        record = folder.record()
+        if record is not None and record.status in FINISHED:
+            outcome = Outcome(record, folder.folder, found=True)
+    shared: Outcome | None = processes.share(outcome)
+    return shared
 
 
 def _check_outputs(cell: Cell, net: nn.Module, shape: tuple[int, ...]) -> None:

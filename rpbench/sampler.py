@@ -1,6 +1,6 @@
 """Samplers: which weights of a layer are kept, given how many.
 
-A sampler is a function (table, counts, key, probe) -> {layer name: bool array of the weight's shape}, checked against
+A sampler is a function (table, counts, key, scores) -> {layer name: bool array of the weight's shape}, checked against
 the counts. Layers are keyed by their position in the table, so that renaming them changes no mask.
 """
 
@@ -63,6 +63,8 @@ class Sampler:
             raise UsageError(f"sampler '{self.name}' keeps a scheme's best-scored weights: use a scheme with scores")
         key: Key = lambda i: streams.key("mask", seed, i)  # noqa: E731
         drawn = call(f"sampler '{self.name}'", self.function, table, counts, key, scores, **(args or {}))
+        if unknown := [str(name) for name in drawn if name not in counts]:
+            raise SchemeError(f"sampler '{self.name}' gave masks of unknown layers {', '.join(unknown)}")
         masks: dict[str, torch.Tensor] = {}
         for layer in table:
             if layer.name not in drawn:

@@ -68,19 +68,38 @@ class Scheme:
             return dict(call(f"scheme '{self.name}'", self.function, table, density, **args)), None
         if probe is None:
             raise UsageError(f"'{self.name}' scores weights: it needs a model and labelled batches")
-        found = call(f"scheme '{self.name}'", self.function, probe, **args)
-        scores = {name: score.detach().cpu() for name, score in found.items()}
+        scores = {name: self._score(name, score) for name, score in self._scores(probe, args).items()}
         readable = {k: (v if v.dtype.itemsize >= 4 else v.float()).numpy() for k, v in scores.items()}
         return densities_from_scores(table, readable, density), scores
+
+    def _scores(self, probe: Probe, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The function's scores; torch's generators are the probe's meanwhile (dropout), and as they were after."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(probe.generator().initial_seed())
+            return call(f"scheme '{self.name}'", self.function, probe, **args)
+
+    def _score(self, layer: str, score: Any) -> torch.Tensor:
+        import torch
+
+        try:
+            return torch.as_tensor(score).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise SchemeError(
+                f"scheme '{self.name}' scored '{layer}' with a {type(score).__name__}, no array"
+            ) from None
 
 
 def call(who: str, function: Function, *values: Any, **args: Any) -> Mapping[str, Any]:
     """What a submitted function gives; whatever it raises, or gives that is no mapping, becomes a SchemeError."""
     try:
         found = function(*values, **args)
-    except (RpbenchError, MemoryError):
+    except RpbenchError:
         raise
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise ScoreError(f"{who} ran out of memory: let fewer images through at once (--micro-batch)") from error
         line = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(line.filename).name}, line {line.lineno}"
         raise SchemeError(f"{who} raised {type(error).__name__}: {error} ({where})") from error
@@ -162,20 +181,25 @@ class Probe:
         return torch.Generator().manual_seed(streams.torch_seed("probe", self._seed))
 
     def batch(self) -> Batch:
-        """The next labelled batch: images (n, channels, height, width) in the net's dtype, classes (n,)."""
+        """The next labelled batch: images (n, channels, height, width) in the net's dtype (whole-number inputs, such
+        as token ids, as they are), classes (n,) int64."""
+        import torch
+
         if self._batches is None:
             raise UsageError("this scheme looks at labelled batches: give batches=[(images, labels), ...]")
         try:
-            x, y = next(self._batches)
+            found = next(self._batches)
         except StopIteration:
             raise UsageError(
                 f"this scheme asked for more labelled batches than the {self.batches_used} there are"
             ) from None
+        x, y = check_batch(found)
         self.batches_used += 1
         self.images_used += len(y)
-        like = next(self._model.parameters())
+        like = next(p for p in self._model.parameters() if p.is_floating_point())
         device = like.device if self._device is None else self._device
-        return x.to(device=device, dtype=like.dtype), y.to(device)
+        ids = x.dtype in (torch.int32, torch.int64)
+        return x.to(device=device, dtype=x.dtype if ids else like.dtype), y.to(device).long()
 
     def per_class(self, samples: int) -> Batch:
         """The first `samples` images of every class, sorted by class; UsageError where a class has too few."""
@@ -199,7 +223,7 @@ class Probe:
             classes = classes or self._count_classes(x)
             for image, label in zip(x, y.tolist(), strict=True):
                 if len(images.setdefault(label, [])) < samples:
-                    images[label].append(image)
+                    images[label].append(image.clone())  # a view would keep its whole batch
         chosen = torch.stack([image for c in range(classes) for image in images[c]])
         return chosen, torch.arange(classes, device=chosen.device).repeat_interleave(samples)
 
@@ -210,9 +234,13 @@ class Probe:
             yield x[i::pieces], y[i::pieces], len(y[i::pieces]) / len(y)
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Mean negative log-likelihood."""
+        """Mean negative log-likelihood; UsageError where the net gives anything else than logits (n, classes)."""
+        import torch
         from torch.nn import functional
 
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+            raise UsageError(f"the net gives {found}, not logits of shape (images, classes): wrap it so that it does")
         return functional.cross_entropy(logits, y)
 
     def _count_classes(self, x: torch.Tensor) -> int:
@@ -220,6 +248,20 @@ class Probe:
 
         with torch.no_grad():
             logits = copy.deepcopy(self._model).eval().to(x.device)(x[:2])
-        if logits.dim() != 2:
-            raise ScoreError(f"the net gives outputs of shape {tuple(logits.shape)}, not (images, classes)")
+        self.loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=x.device))
         return int(logits.shape[1])
+
+
+def check_batch(found: Any) -> Batch:
+    """`found` as (images, labels); UsageError where it is no pair of tensors of one length."""
+    import torch
+
+    if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(t, torch.Tensor) for t in found):
+        raise UsageError("batches must be pairs of tensors, [(images, labels), ...]")
+    x, y = found
+    if y.dim() != 1 or len(x) != len(y) or y.is_floating_point():
+        raise UsageError(
+            f"a batch has images {tuple(x.shape)} and labels {tuple(y.shape)} {y.dtype}: "
+            "labels must be whole numbers, one for each image"
+        )
+    return x, y

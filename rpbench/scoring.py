@@ -18,17 +18,17 @@ from rpbench.data.streamed import default_workers
 from rpbench.errors import ModelError
 from rpbench.evaluation import Passes, score_net
 from rpbench.layers import layer_table, output_shape
-from rpbench.machine import peak_memory_mb
+from rpbench.machine import best_device, peak_memory_mb
 from rpbench.models import build, resolve
 from rpbench.progress import Quiet
-from rpbench.task import Task, load_attack, load_task, with_overrides
+from rpbench.task import Task, load_attack, load_task, spec, with_overrides
 
 
 def evaluate(
     model: nn.Module,
     task: str | Task = "digits",
     *,
-    data: Iterable[str] = (),
+    data: str | Path | Iterable[str | Path] = (),
     skip_missing: bool = False,
     limit_test: int | None = None,
     workers: int | None = None,
@@ -41,8 +41,9 @@ def evaluate(
     best device, its own object left as it was. Density counts weights that are not zero. Raises DataError where
     images are missing, ModelError for a net that does not fit the task.
     """
-    task = load_task(task) if isinstance(task, str) else task
-    task, _ = with_overrides(task, overrides)
+    declared = load_task(task) if isinstance(task, str) else task
+    task, changed = with_overrides(declared, overrides)
+    folders = [data] if isinstance(data, str | Path) else data
     progress = progress or Quiet()
     shape = (task.data.channels, task.data.size, task.data.size)
     out = output_shape(model, shape)
@@ -51,15 +52,17 @@ def evaluate(
             f"the net gives outputs of shape {out} for 2 images, task '{task.name}' has {task.data.classes}"
         )
     table = layer_table(model, shape)
-    found, skipped = opened.find_all(task, Roots.read(data), training=False, skip_missing=skip_missing)
+    found, skipped = opened.find_all(
+        task, Roots.read(str(folder) for folder in folders), training=False, skip_missing=skip_missing
+    )
     images = opened.open_all(
         task, found, skipped, Limits(None, limit_test), default_workers(1) if workers is None else workers
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     net = copy.deepcopy(model).float().to(device).to(memory_format=torch.channels_last).eval()
     weights = dict(net.named_parameters(remove_duplicate=False))
     masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
-    attacks = {name: load_attack(name) for name in task.evaluation.attacks}
+    attacks = {attack.name: attack for attack in map(load_attack, task.evaluation.attacks)}
     passes = Passes(device, task.data, task.evaluation.batch)
     try:
         scored = score_net(net, task, images, attacks, passes, progress.say)
@@ -68,7 +71,13 @@ def evaluate(
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     reached = paths(net, table, masks, shape)
     return {
-        "task": {"name": task.name, "version": task.version},
+        "task": {"name": task.name, "version": task.version, "spec": spec(declared)},
+        "protocol": {
+            "on": not changed and limit_test is None and not images.notes,
+            "overrides": changed,
+            "limit_test": limit_test,
+            "notes": images.notes,
+        },
         "metrics": scored.metrics,
         "density": {
             "realised": sum(kept.values()) / table.prunable,
@@ -85,15 +94,14 @@ def evaluate(
         },
         "data": images.facts,
         "skipped": skipped,
-        "notes": images.notes,
     }
 
 
 def load_model(task: Task, name: str, weights: Path) -> nn.Module:
     """A named net with a state dict from a .safetensors or .pt file (no pickled code). ModelError where they differ."""
     net = build(resolve(name, task.family), task.data.classes, task.data.channels, task.data.size)
-    state = _read_state(weights)
     wanted = net.state_dict()
+    state = _unwrapped(_read_state(weights), wanted)
     for key in wanted.keys() ^ state.keys():
         if not key.endswith("num_batches_tracked"):
             where = "the file lacks" if key in wanted else f"'{name}' has no"
@@ -126,9 +134,21 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         content = inner
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ModelError(f"weights '{path}' hold no state dict of tensors")
-    if any(k.startswith("net.") for k in content):  # one of rpbench's own checkpoints
-        content = {k.removeprefix("net."): v for k, v in content.items() if k.startswith("net.")}
-    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in content.items()}
+    return content
+
+
+def _unwrapped(state: dict[str, torch.Tensor], wanted: Iterable[str]) -> dict[str, torch.Tensor]:
+    """`state` without the prefixes of wrappers (DistributedDataParallel, torch.compile) and of rpbench's checkpoint."""
+    names = set(wanted)
+    while not names & state.keys():
+        for prefix in ("module.", "_orig_mod.", "net."):
+            inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if inner:
+                state = inner
+                break
+        else:
+            return state
+    return state
 
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

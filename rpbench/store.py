@@ -82,7 +82,7 @@ class CellFolder:
         """Remove leftovers of unfinished work, and on request whatever the cell has produced."""
         import shutil
 
-        patterns = ["*.tmp", ".*.tmp", "best-*.safetensors", "checkpoint.safetensors"]
+        patterns = ["*.tmp", ".*.tmp", "best-*.safetensors", "checkpoint.safetensors", "error*.txt"]
         if everything:
             patterns += ["record.json", "curve.jsonl", "*.safetensors", "gradient_flow.jsonl"]
             shutil.rmtree(self.folder / "outputs", ignore_errors=True)
@@ -92,15 +92,20 @@ class CellFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Whether this process has the cell for itself. A kernel lock: it dies with its process, whatever kills it."""
+        """Whether this process has the cell for itself. A kernel lock: it dies with its process, whatever kills it.
+
+        A record lock (lockf), which decode workers do not inherit: one that outlives its parent holds nothing.
+        """
         import fcntl
 
         with open(self.folder / "lock", "a") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 yield False
                 return
+            except OSError as error:
+                raise StoreError(f"store '{self.folder.parent}' is on a file system without locks: {error}") from None
             yield True
 
 

@@ -10,15 +10,17 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rpbench.catalog import definition
+from rpbench.catalog import definition, known_scheme
 from rpbench.errors import BadDefinition, UnknownName
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Reference = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]*|.*\.toml)$")]  # a name on the shelf, or a file
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -31,9 +33,8 @@ class Definition(BaseModel):
 
 
 class Split(Definition):
-    """One split of an image set: its name at the source, its size, and the fingerprint of its images where known."""
+    """One split of an image set: its size, and the fingerprint of its images where known."""
 
-    name: str
     n: Count
     fingerprint: str = ""
 
@@ -47,8 +48,9 @@ class ImageSet(Definition):
     """A set of labelled images: where it comes from, how large it is.
 
     `source` "hub": a dataset of the Hugging Face hub at a pinned revision (or a folder in one of the accepted
-    layouts); "folder": only a folder given by the user; "embedded": ships with a Python package; "generated": drawn
-    from a counter-based stream, from `base` images ("gaussian") or from nothing ("noise").
+    layouts), `folder` a folder inside it; "folder": only a folder given by the user; "embedded": ships with a Python
+    package; "generated": N(mean, sigma^2) from a counter-based stream, or with `base = "test"` the task's own test
+    images plus N(0, sigma^2).
     """
 
     name: Name
@@ -63,6 +65,7 @@ class ImageSet(Definition):
     size: Count | None = None
     channels: Literal[1, 3] | None = None
     aliases: tuple[str, ...] = ()
+    base: Literal["", "test"] = ""
     mean: Fraction = 0.0
     sigma: Annotated[float, Field(ge=0)] = 0.0
     splits: dict[str, Split] = {}
@@ -95,7 +98,7 @@ class Attack(Definition):
 class Data(Definition):
     """Which images are trained and tested on. `validation` training images are held out to select the epoch."""
 
-    set: Name
+    set: Reference
     train: str = "train"
     test: str = "test"
     classes: Annotated[int, Field(ge=2)]
@@ -155,8 +158,8 @@ class Evaluation(Definition):
     """What a trained net is scored on beside its test images."""
 
     top5: bool = False
-    ood: tuple[Name, ...] = ()
-    attacks: tuple[Name, ...] = ()
+    ood: tuple[Reference, ...] = ()
+    attacks: tuple[Reference, ...] = ()
     batch: Count = 500
 
 
@@ -201,16 +204,6 @@ class Task(Definition):
             )
         return self
 
-    def spec(self, sets: dict[str, ImageSet], attacks: dict[str, Attack]) -> str:
-        """sha256 of everything in this definition, its image sets and attacks that can move a score."""
-        told = {"summary", "url", "expected", "defaults", "models"}
-        content = {
-            "task": self.model_dump(mode="json", exclude=told),
-            "sets": {n: s.model_dump(mode="json", exclude=told | {"aliases"}) for n, s in sets.items()},
-            "attacks": {n: a.model_dump(mode="json", exclude=told) for n, a in attacks.items()},
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
     @property
     def set_names(self) -> tuple[str, ...]:
         """Every image set that the task needs, its own first."""
@@ -222,7 +215,27 @@ M = TypeVar("M", bound=Definition)
 
 def load_task(given: str) -> Task:
     """The task that `given` names: a shelf name or a TOML file."""
-    return _load(Task, definition("task", "tasks", given))
+    path = definition("task", "tasks", given)
+    task = _load(Task, path)
+    faults = []
+    for place, load, name in _names_in(task):
+        try:
+            load(name)
+        except UnknownName as error:
+            line = _line(path.read_text(), place.split("."))
+            faults.append(f"{place}{f' (line {line})' if line else ''}: {error}")
+    if faults:
+        count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+        raise BadDefinition(f"{path}: {count}: " + "; ".join(faults))
+    return task
+
+
+def _names_in(task: Task) -> Iterator[tuple[str, Callable[[str], Any], str]]:
+    """(place, what resolves it, name) of everything that a task refers to by name."""
+    yield "data.set", load_set, task.data.set
+    yield from (("evaluation.ood", load_set, name) for name in task.evaluation.ood)
+    yield from (("evaluation.attacks", load_attack, name) for name in task.evaluation.attacks)
+    yield "defaults.scheme", known_scheme, task.defaults.scheme
 
 
 def load_set(given: str) -> ImageSet:
@@ -231,6 +244,15 @@ def load_set(given: str) -> ImageSet:
 
 def load_attack(given: str) -> Attack:
     return _load(Attack, definition("attack", "tasks.attacks", given))
+
+
+def spec(task: Task, parts: Sequence[Definition] | None = None) -> str:
+    """sha256 of everything in a task's definition, its image sets and attacks (`parts`) that can move a score."""
+    told = {"summary", "url", "expected", "defaults", "models", "aliases"}
+    if parts is None:
+        parts = [*map(load_set, task.set_names), *map(load_attack, task.evaluation.attacks)]
+    content = [part.model_dump(mode="json", exclude=told) for part in (task, *parts)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def with_overrides(task: Task, settings: tuple[str, ...]) -> tuple[Task, dict[str, Any]]:

@@ -155,7 +155,7 @@ def fit(work: Fit, state: State, sums: torch.Tensor, track: list[torch.Tensor]) 
             for loss in _steps(work, state, sums, track):
                 # several processes see different losses: they look together, at the end of the epoch
                 if loss is not None and work.machine.world == 1 and not math.isfinite(loss):
-                    raise Diverged(f"the loss is {loss} at epoch {state.epoch}, step {state.step}")
+                    raise Diverged(f"the loss is {loss} at epoch {state.epoch + 1}, step {state.step}")
                 due = time.monotonic() - saved > work.save_seconds
                 wanted = _agreed(work, caught[-1] if caught else SAVE * due, state.step)
                 if wanted:
@@ -177,9 +177,10 @@ def _steps(work: Fit, state: State, sums: torch.Tensor, track: list[torch.Tensor
         for group in work.optimizer.param_groups:
             group["lr"] = rate(recipe, state.epoch, state.step, order.steps)
         torch.manual_seed(streams.torch_seed("step", order.seed, state.epoch, state.step, order.rank))
-        sums += train_step(work, x, y, order.size(state.step))
-        if work.track_flow:
-            track.append(gradient_flow(work.bound))
+        told, flow = train_step(work, x, y, order.size(state.step))
+        sums += told
+        if flow is not None:
+            track.append(torch.cat([torch.tensor([state.epoch + 1.0, state.step + 1.0], dtype=torch.float64), flow]))
         state.trained += order.size(state.step)
         state.step += 1
         look = state.step % CHECK_EVERY == 0 or state.step == order.steps
@@ -191,11 +192,11 @@ def _steps(work: Fit, state: State, sums: torch.Tensor, track: list[torch.Tensor
         mark = time.perf_counter()
 
 
-def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch.Tensor:
+def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One update on this process' part (x, y) of a global batch of `batch` images.
 
     Gradients are those of the mean loss over the global batch, whatever the shares of the processes. Returns
-    (sum of losses, correct) over this part, float64 on the device.
+    (sum of losses, correct) over this part, float64 on the device, and the gradient's norms where they are tracked.
     """
     machine = work.machine
     # a batch smaller than the number of processes leaves some without an image: they take part with weight 0
@@ -221,9 +222,10 @@ def train_step(work: Fit, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch
         if not idle:
             told[0] += loss.detach()
             told[1] += (logits.detach().argmax(1) == classes).sum()
+    flow = gradient_flow(work.bound) if work.track_flow else None  # before the step, which may write into gradients
     work.optimizer.step()
     work.bound.apply()
-    return told
+    return told, flow
 
 
 def gradient_flow(bound: Bound) -> torch.Tensor:
@@ -231,7 +233,7 @@ def gradient_flow(bound: Bound) -> torch.Tensor:
     gradients = bound.mask_gradients()
     norms = torch.stack([g.norm() for g in gradients])
     total = torch.stack([g.abs().sum() for g in gradients]).sum()
-    return torch.stack([norms.square().sum().sqrt(), norms.mean(), total / max(1, bound.kept)]).detach().cpu()
+    return torch.stack([norms.square().sum().sqrt(), norms.mean(), total / max(1, bound.kept)]).detach().cpu().double()
 
 
 def _end_epoch(work: Fit, state: State, sums: torch.Tensor) -> None:
@@ -247,7 +249,7 @@ def _end_epoch(work: Fit, state: State, sums: torch.Tensor) -> None:
         "val_top1": top1,
     }
     if not all(math.isfinite(value) for value in row.values()):
-        raise Diverged(f"the loss is not finite after epoch {state.epoch}")
+        raise Diverged(f"the loss is not finite after epoch {state.epoch + 1}")
     state.curve.append(row)
     if top1 > state.best_top1:
         state.best_epoch, state.best_top1 = state.epoch, top1

@@ -43,6 +43,10 @@ BAD = [
     (("run", "--set", "nonsense"), "write KEY=VALUE"),
     (("run", "--seed", "-1"), "seeds are whole numbers from 0"),
     (("run", "--limit", "0"), "0 is not in the range"),
+    (("run", "--data", "bogus=/tmp"), "no image set 'bogus'"),
+    (("run", "--set", "data.set=noise"), "cannot train on image set 'noise': it has no labels"),
+    (("run", "--set", "data.test=validation"), "has no split 'validation': it has train, test"),
+    (("plan", "--scheme", "snip:batches=0"), "it must be at least 1"),
     (("run", "--data", "/nowhere"), "there is no folder '/nowhere'"),
     (("run", "--store", "/proc/nope", "--set", "recipe.epochs=1"), "cannot be written"),
     (("run", "--task", "cifar10"), "get it with: rpbench data prepare cifar10"),
@@ -110,6 +114,40 @@ def test_a_scheme_of_ones_own_in_ten_lines(tmp_path: Path, invoke: Invoke) -> No
     record = json.loads(done.stdout)
     assert record["scheme"]["name"] == "mine"
     assert record["scheme"]["args"] == {"power": 0.5}
+
+
+def test_names_inside_a_definition_are_told_with_their_file(tmp_path: Path, invoke: Invoke) -> None:
+    text = (ROOT / "tasks" / "digits.toml").read_text()
+    file = tmp_path / "mine.toml"
+    file.write_text(text.replace('["photos", "noise"]', '["foto", "noise"]').replace('"erk"', '"erq"'))
+    result = invoke("run", "--task", str(file))
+    assert result.exit_code == 2
+    for says in (
+        str(file),
+        "2 faults",
+        "evaluation.ood (line 39): no image set 'foto'",
+        "no scheme 'erq': did you mean",
+    ):
+        assert says in result.stderr
+
+
+def test_an_image_set_of_ones_own(tmp_path: Path, invoke: Invoke) -> None:
+    from PIL import Image
+
+    (tmp_path / "faces" / "test").mkdir(parents=True)
+    for i in range(5):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / "faces" / "test" / f"{i}.png")
+    own = tmp_path / "faces.toml"
+    own.write_text(
+        'name = "faces"\nsummary = "s"\nurl = "https://example.org"\nsource = "folder"\nlabels = false\n'
+        "[splits.test]\nn = 5\n"
+    )
+    asked = ("--set", f'evaluation.ood=["{own}"]', "--set", "recipe.epochs=1", "--format", "json")
+    done = invoke("run", *asked, "--data", str(tmp_path))
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["data"]["faces"]["n"] == 5
+    assert "auroc/faces" in record["metrics"]
 
 
 def test_definition_with_three_faults_tells_all(tmp_path: Path, invoke: Invoke) -> None:
@@ -183,6 +221,7 @@ def test_score_a_net_trained_elsewhere(tmp_path: Path, invoke: Invoke) -> None:
     found = json.loads(result.stdout)
     assert {"top1", "ece", "nll", "brier", "auroc/photos", "robust/fgsm-8"} <= set(found["metrics"])
     assert found["density"]["realised"] == 1.0
+    assert found["protocol"]["on"]
     assert found["cost"]["dense_macs"] == 763_520
     other = invoke("score", "--model", "resnet14", "--weights", str(tmp_path / "net.pt"))
     assert other.exit_code == 2

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -242,3 +243,82 @@ def test_every_scheme_says_what_it_is(row: dict[str, Any]) -> None:
     assert found.name == row["name"]
     assert found.summary == row["summary"]
     assert len(found.source_hash) == 64
+
+
+class Odd(nn.Module):
+    """Dropout, a layer that is never used, and a choice of what comes out."""
+
+    def __init__(self, out: str = "logits") -> None:
+        super().__init__()
+        self.a, self.idle, self.b = nn.Linear(64, 20), nn.Linear(20, 20), nn.Linear(20, 10)
+        self.drop, self.out = nn.Dropout(0.5), out
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = self.b(self.drop(torch.relu(self.a(x.flatten(1)))))
+        return {"logits": logits, "tuple": (logits,), "flat": logits.sum(1)}[self.out]
+
+
+BATCH = (torch.randn(30, 1, 8, 8), torch.arange(30) % 10)
+
+
+@pytest.mark.parametrize("scheme", SCORES)
+def test_scores_follow_from_the_seed_alone(scheme: str) -> None:
+    options: dict[str, Any] = {"samples_per_class": 3} if scheme == "grasp" else {}
+    torch.manual_seed(0)
+    net = Odd()
+    state = torch.get_rng_state()
+    plans = [rpbench.plan(net, scheme, 0.3, batches=iter([BATCH]), **options) for _ in range(2)]
+    assert plans[0].counts == plans[1].counts
+    assert torch.equal(state, torch.get_rng_state())
+    assert any("never used" in warning for warning in plans[0].warnings)
+
+
+@pytest.mark.parametrize(
+    ("net", "batches", "says"),
+    [
+        (Odd("tuple"), [BATCH], "the net gives a tuple, not logits"),
+        (Odd("flat"), [BATCH], r"the net gives \(30,\), not logits"),
+        (Odd(), BATCH, "pairs of tensors"),
+        (Odd(), [{"x": 1}], "pairs of tensors"),
+        (Odd(), [(BATCH[0], BATCH[1][:3])], "one for each image"),
+        (Odd(), [(BATCH[0], BATCH[1].float())], "whole numbers"),
+        (Odd(), [], "more labelled batches than the 0"),
+        (Odd(), None, "give batches="),
+    ],
+)
+def test_batches_and_nets_that_do_not_fit(net: nn.Module, batches: Any, says: str) -> None:
+    with pytest.raises(rpbench.UsageError, match=says):
+        rpbench.plan(net, "snip", 0.3, batches=batches)
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8, torch.int64])
+def test_labels_of_any_whole_type(labels: torch.dtype) -> None:
+    assert rpbench.plan(Odd(), "snip", 0.3, batches=[(BATCH[0], BATCH[1].to(labels))]).kept
+
+
+def test_unused_batches_are_not_consumed() -> None:
+    def endless() -> Any:
+        while True:
+            yield BATCH
+
+    assert rpbench.plan(Odd(), "erk", 0.3, batches=endless()).dense_macs == 64 * 20 + 200
+
+
+def test_scores_may_be_numpy_arrays() -> None:
+    @rpbench.score_scheme
+    def plain(probe: rpbench.Probe) -> Any:
+        return {layer.name: np.random.default_rng(0).random(layer.shape) for layer in probe.table}
+
+    @rpbench.score_scheme
+    def words(probe: rpbench.Probe) -> Any:
+        return dict.fromkeys(probe.table.names, "x")
+
+    batch = (torch.randn(30, 3, 4, 4), BATCH[1])
+    assert rpbench.plan(mlp(), plain, 0.3, batches=[batch]).kept
+    with pytest.raises(rpbench.SchemeError, match="scored '1.weight' with a str"):
+        rpbench.plan(mlp(), words, 0.3, batches=[batch])
+
+
+@pytest.mark.parametrize("density", [np.float32(0.3), np.float64(0.3), 1, np.int64(1)])
+def test_densities_of_any_number_type(density: Any) -> None:
+    assert rpbench.plan(mlp(), "erk", density, input_shape=tuple(np.array([3, 4, 4]))).kept

@@ -18,16 +18,16 @@ SCHEMA = Path(rpbench.record.__file__).with_name("record.schema.json")
 
 # A change here renames every cell in every store: bump the task's version or leave the defaults alone.
 IDENTITIES: dict[str, dict[str, Any]] = {
-    "digits-resnet8-erk-0.2-s0-e363942759c3": {},
-    "cifar10-resnet20-erk-0.5-s0-ba22e0a26cb1": {"task": "cifar10"},
-    "cifar10-resnet20-snip-0.1-s3-df8a37f1f9ee": {
+    "digits-resnet8-erk-0.2-s0-150b22448c96": {},
+    "cifar10-resnet20-erk-0.5-s0-d37b42143088": {"task": "cifar10"},
+    "cifar10-resnet20-snip-0.1-s3-9db8d8b85e72": {
         "task": "cifar10",
         "scheme": "snip:reinit=xavier",
         "density": 0.1,
         "seed": 3,
         "mask_seed": 4,
     },
-    "imagenet-wrn50-snip-0.3-s0-479387567891": {
+    "imagenet-wrn50-snip-0.3-s0-7e952ef49296": {
         "task": "imagenet",
         "overrides": ("recipe.epochs=1",),
         "limit": 100,

@@ -20,7 +20,8 @@ from click.testing import Result
 
 import rpbench
 from rpbench import metrics
-from rpbench.store import find_cell, load_records, records
+from rpbench.cell import ask
+from rpbench.store import CellFolder, find_cell, load_records, records
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]
@@ -287,20 +288,90 @@ def test_a_net_that_breaks_ends_as_failed(tmp_path: Path, invoke: Invoke) -> Non
     assert mended.exit_code == 0, mended.stderr
 
 
-def test_a_record_of_a_changed_scheme_is_stale(tmp_path: Path, invoke: Invoke) -> None:
-    file = tmp_path / "mine.py"
-    text = (
-        "from rpbench import shape_scheme\n"
-        "@shape_scheme\n"
-        "def mine(table, density):\n"
-        "    return dict.fromkeys(table.names, density)\n"
+SCHEME = """from rpbench import shape_scheme
+
+@shape_scheme
+def erk(table, density):
+    return dict.fromkeys(table.names, density)
+"""
+
+
+def test_a_file_of_ones_own_is_known_by_its_content(tmp_path: Path, invoke: Invoke) -> None:
+    """Not by its name, which may be that of a baseline; an edited file is another cell."""
+    file = tmp_path / "erk.py"
+    ids = [ask(scheme="erk").run_id({})]
+    for text in (SCHEME, SCHEME + "# changed\n"):
+        file.write_text(text)
+        ids.append(ask(scheme=str(file)).run_id({}))
+    net = tmp_path / "net.py"
+    for text in ("def make(): ...\n", "def make(): pass\n"):
+        net.write_text(text)
+        ids.append(ask(model=f"{net}:make").run_id({}))
+    sampler = tmp_path / "exact.py"
+    sampler.write_text("from rpbench import mask_sampler\n@mask_sampler\ndef exact(table, counts, key, scores): ...\n")
+    ids.append(ask(sampler=str(sampler)).run_id({}))
+    assert len(set(ids)) == len(ids)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (moved / "net.py").write_text(net.read_text())
+    assert ask(model=f"{moved}/net.py:make").run_id({}) == ids[4]
+    done = invoke("run", "--scheme", str(file), "--set", "recipe.epochs=1", "--format", "json")
+    assert json.loads(done.stdout)["density"]["kept_per_layer"] != rpbench.plan(_net(), "erk", 0.2).counts
+
+
+def test_a_record_of_a_changed_baseline_is_stale(tmp_path: Path, invoke: Invoke) -> None:
+    asked = ("run", "--set", "recipe.epochs=1")
+    invoke(*asked)
+    path = only_cell(tmp_path / "runs") / "record.json"
+    record = json.loads(path.read_text())
+    record["scheme"]["source"] = "0" * 64
+    path.write_text(json.dumps(record))
+    assert "stale: the source of scheme 'erk' has changed" in invoke(*asked).stderr
+
+
+def test_provenance_is_of_the_plan_not_of_the_end(tmp_path: Path, invoke: Invoke) -> None:
+    """A density file that is gone when the run ends: the record tells what was read at its start."""
+    plan = rpbench.plan(_net(), "er", 0.2)
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps([layer.density for layer in plan.layers]))
+    cell = ask(scheme=f"given:file={file}", density=0.2, overrides=("recipe.epochs=1",))
+    from rpbench.machine import Processes
+    from rpbench.progress import Quiet
+    from rpbench.run import Wish, run_cell
+
+    class Removing(Quiet):
+        def start(self, *_: Any) -> None:
+            file.unlink()
+
+    record = run_cell(cell, Wish(tmp_path / "s"), Removing(), Processes()).record
+    assert record.status == "ok", record.error
+    assert record.scheme.args["file"].startswith("d.json#sha256:")
+    assert record.density.kept_per_layer == list(plan.counts.values())
+
+
+def test_a_lock_does_not_outlive_its_process(tmp_path: Path) -> None:
+    """Decode workers are forked: one that outlives its killed parent must not hold the cell."""
+    code = (
+        "import os, sys, time, pathlib\n"
+        "from rpbench.store import CellFolder\n"
+        "cell = CellFolder(pathlib.Path(sys.argv[1]), 'x')\n"
+        "cell.create()\n"
+        "with cell.lock() as mine:\n"
+        "    assert mine\n"
+        "    if os.fork() == 0: time.sleep(20); os._exit(0)\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(20)\n"
     )
-    file.write_text(text)
-    asked = ("run", "--scheme", str(file), "--set", "recipe.epochs=1")
-    assert invoke(*asked).exit_code == 0
-    assert "stale" not in invoke(*asked).stderr
-    file.write_text(text + "# changed\n")
-    assert "stale: the source of scheme 'mine' has changed" in invoke(*asked).stderr
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    with CellFolder(tmp_path, "x").lock() as mine:
+        assert not mine
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    with CellFolder(tmp_path, "x").lock() as mine:
+        assert mine
 
 
 @pytest.mark.parametrize("scheme", ["snip", "grasp", "dense", "snip:reinit=xavier,batches=2"])
@@ -328,6 +399,7 @@ def test_gradient_flow_is_logged_per_step(tmp_path: Path, invoke: Invoke) -> Non
     rows = [json.loads(line) for line in (only_cell(tmp_path) / "gradient_flow.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 19
     assert all(row["global_l2"] > 0 for row in rows)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(e, s) for e in (1, 2, 3) for s in range(1, 20)]
 
 
 def test_records_load_as_a_frame(unbroken: Path) -> None:

@@ -43,8 +43,8 @@ EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": digits, "p
 def generated(image_set: ImageSet, index: int, base: Pixels) -> Pixels:
     """Image `index` of a generated set, of `base`'s shape (h, w, c), rounded to 8 bits like every other image.
 
-    With `folder = "test"` the noise is added to `base` (the task's test image), else to the set's mean.
+    With `base = "test"` the noise is added to `base` (the task's test image), else to the set's mean.
     """
     noise = streams.normal(streams.key("images", image_set.name, index), base.size).reshape(base.shape)
-    middle = base / 255.0 if image_set.folder == "test" else image_set.mean
+    middle = base / 255.0 if image_set.base == "test" else image_set.mean
     return np.rint(np.clip(middle + image_set.sigma * noise, 0.0, 1.0) * 255.0).astype(np.uint8)

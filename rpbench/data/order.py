@@ -36,7 +36,9 @@ class Order:
     def local(self, step: int) -> slice:
         """This process' slice of the epoch's order. Slices of all processes are disjoint and make up the batch."""
         start, size = step * self.batch, self.size(step)
-        return slice(start + self.rank * size // self.world, start + (self.rank + 1) * size // self.world)
+        # rounded up, so that the first process has an image whenever anybody has: its BatchNorm statistics are kept
+        first, last = (-(-r * size // self.world) for r in (self.rank, self.rank + 1))
+        return slice(start + first, start + last)
 
 
 def shares(n: int, batch: int, rank: int = 0, world: int = 1) -> list[NDArray[np.int64]]:

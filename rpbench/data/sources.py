@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +67,12 @@ def locate(image_set: ImageSet, split: str, roots: Roots) -> Located:
 
     Raises MissingData naming the set, the places looked at and the command that gets it.
     """
-    if image_set.source in ("embedded", "generated"):
-        word = "inside scikit-learn" if image_set.source == "embedded" else "generated"
-        return Located(image_set, split, image_set.source, None, (), word)
+    if image_set.source == "generated":
+        return Located(image_set, split, "generated", None, (), "generated")
     if split not in image_set.splits:
         raise UsageError(f"image set '{image_set.name}' has no split '{split}': it has {', '.join(image_set.splits)}")
+    if image_set.source == "embedded":
+        return Located(image_set, split, "embedded", None, (), "inside scikit-learn")
     looked: list[str] = []
     for folder, origin in _candidates(image_set, roots):
         looked.append(str(folder))
@@ -134,13 +134,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "rpbench"
 
 
-def free_bytes(folder: Path) -> int:
-    """Free disk space at the nearest existing parent of `folder`."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 def _candidates(image_set: ImageSet, roots: Roots) -> Iterable[tuple[Path, str]]:
     for name, folder in roots.named:
         if name == image_set.name:
@@ -153,14 +146,15 @@ def _candidates(image_set: ImageSet, roots: Roots) -> Iterable[tuple[Path, str]]
 def _look_into(image_set: ImageSet, split: str, folder: Path, origin: str) -> Located | None:
     inner = folder / image_set.folder if image_set.folder and (folder / image_set.folder).is_dir() else folder
     words = SPLIT_WORDS.get(split, (split,))
-    if files := _parquet(inner, words):
-        return Located(image_set, split, "parquet", inner, files, f"{origin} (parquet)")
     for pickles in (folder, *(folder / alias for alias in image_set.aliases)):
         if (pickles / "batches.meta").is_file() or ((pickles / "meta").is_file() and (pickles / "train").is_file()):
             return Located(image_set, split, "pickles", pickles, (), f"{origin} (python pickles)")
     for word in words:
         if (inner / word).is_dir() and _holds_images(inner / word):
             return Located(image_set, split, "images", inner / word, (), f"{origin} (image folder)")
+    # after the image folders: looking for parquet walks through everything, a million images too
+    if files := _parquet(inner, words):
+        return Located(image_set, split, "parquet", inner, files, f"{origin} (parquet)")
     if len(image_set.splits) == 1 and _holds_images(inner):
         return Located(image_set, split, "images", inner, (), f"{origin} (image folder)")
     return None

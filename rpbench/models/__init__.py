@@ -34,6 +34,11 @@ class ModelName:
     family: Family | None
     source: str = ""
 
+    @property
+    def title(self) -> str:
+        """The name without its folder."""
+        return self.name.rpartition("/")[2]
+
 
 def resolve(given: str, family: Family) -> ModelName:
     """What `given` means in a task of this family; UnknownName where it means nothing."""
