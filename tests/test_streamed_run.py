@@ -1,0 +1,108 @@
+"""The ImageNet job on a folder of small images: real decoding and workers, one and two processes, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's and ImageNet-O's layouts: 90 training, 21 validation and 10 OoD images of 40 x 48 pixels."""
+    root = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for split, count in (("imagenet/train", 30), ("imagenet/val", 7), ("imagenet-o", 3)):
+        for c in range(3):
+            place = root / split / f"n0000000{c}"
+            place.mkdir(parents=True)
+            for i in range(count + (split == "imagenet-o" and c == 0)):
+                pixels = draw.integers(0, 256, (40, 48, 3)) // 2 + 60 * np.eye(3, dtype=int)[c]
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"n0000000{c}_{i}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> list[str]:
+    small = ("data.size=32", "augment.resize=36", "recipe.batch=16", "recipe.epochs=2", "recipe.lr=0.05")
+    words = ["--task", "imagenet", "--model", "resnet18", "--scheme", "snip", "--density", "0.3", "--data", str(folder)]
+    return [*words, *(w for s in (*small, "recipe.probe_batch=16") for w in ("--set", s)), "--format", "json"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, asked: list[str], invoke: Invoke) -> Path:
+    store = tmp_path_factory.mktemp("one")
+    done = invoke("run", *asked, "--workers", "0", "--store", str(store))
+    assert done.exit_code == 0, done.stderr
+    return store / json.loads(done.stdout)["run_id"]
+
+
+def read(cell: Path) -> dict[str, Any]:
+    return json.loads((cell / "record.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_record_of_the_imagenet_job(alone: Path) -> None:
+    record = read(alone)
+    assert not record["protocol"]["on"]
+    assert "imagenet (train) has 90 images, its definition says 1,281,167" in record["protocol"]["notes"]
+    train = record["data"]["imagenet/train"]
+    assert (train["trained_on"], train["validation"]) == (89, 1)
+    assert {name: record["data"][name]["n"] for name in ("imagenet", "imagenet-o")} == {
+        "imagenet": 21,
+        "imagenet-o": 10,
+    }
+    assert {"top1", "top5", "auroc/imagenet-o", "robust/fgsm-8"} <= set(record["metrics"])
+    with np.load(alone / "outputs" / "selected" / "test.npz") as test:
+        assert set(test) == {"labels", "prediction", "confidence", "energy", "loss", "rank", "brier"}
+        assert float((test["rank"] <= 5).mean()) == record["metrics"]["top5"]
+        assert float(test["loss"].mean()) == pytest.approx(record["metrics"]["nll"])
+
+
+def test_workers_change_nothing(alone: Path, tmp_path: Path, asked: list[str], invoke: Invoke) -> None:
+    done = invoke("run", *asked, "--workers", "2", "--store", str(tmp_path))
+    assert done.exit_code == 0, done.stderr
+    other = tmp_path / alone.name
+    assert (other / "curve.jsonl").read_text() == (alone / "curve.jsonl").read_text()
+    assert read(other)["metrics"] == read(alone)["metrics"]
+
+
+def test_killed_and_resumed(alone: Path, tmp_path: Path, asked: list[str], invoke: Invoke) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rpbench", "run", *asked, "--workers", "1", "--store", str(tmp_path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ),
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / alone.name / "record.json").exists()
+    assert invoke("run", *asked, "--workers", "0", "--store", str(tmp_path)).exit_code == 0
+    assert read(tmp_path / alone.name)["metrics"] == read(alone)["metrics"]
+    assert (tmp_path / alone.name / "curve.jsonl").read_text() == (alone / "curve.jsonl").read_text()
+
+
+def test_two_processes_share_the_images(alone: Path, tmp_path: Path, asked: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "-m", "rpbench", "run", *asked, "--workers", "1", "--store", str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["masks"] == read(alone)["masks"]
+    assert record["data"] == read(alone)["data"]
+    with np.load(tmp_path / alone.name / "outputs" / "selected" / "test.npz") as test:
+        assert test["labels"].tolist() == sorted(test["labels"].tolist())
+        assert len(test["prediction"]) == 21
