@@ -1,4 +1,4 @@
-"""The ImageNet job on a folder of small images: real decoding and workers, one and two processes, killed and resumed."""
+"""The ImageNet job on a folder of small images: real decoding and workers, two processes, killed and resumed."""
 
 from __future__ import annotations
 
