@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rpbench.cell import Cell
 from rpbench.data import opened
 from rpbench.data.opened import Limits
 from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
-from rpbench.errors import UsageError
 from rpbench.layers import layer_table
 from rpbench.machine import best_device
-from rpbench.models import build
 from rpbench.planning import Plan, plan_table
 from rpbench.run import initial_net, probe_of
 
@@ -25,7 +24,11 @@ def plan_cell(cell: Cell, data: Iterable[str] = (), workers: int | None = None) 
     weights nor images; score schemes get both, as in a run."""
     shape = (cell.task.data.channels, cell.task.data.size, cell.task.data.size)
     if cell.scheme.kind == "shape":
-        return plan_table(layer_table(_shapes_of(cell), shape), cell.scheme, cell.density, None, cell.scheme_args), []
+        with _Undrawn():
+            net = initial_net(cell)
+        small = sum(p.numel() for p in net.parameters()) < 30_000_000
+        table = layer_table(net, shape, ghost=not small)
+        return plan_table(table, cell.scheme, cell.density, None, cell.scheme_args), []
     workers = default_workers(1) if workers is None else workers
     train, _, notes = opened.open_training(cell.task, Roots.read(data), Limits(cell.limit), workers)
     net = initial_net(cell)
@@ -34,11 +37,10 @@ def plan_cell(cell: Cell, data: Iterable[str] = (), workers: int | None = None) 
     return plan_table(table, cell.scheme, cell.density, probe, cell.scheme_args), notes
 
 
-def _shapes_of(cell: Cell) -> nn.Module:
-    """The net on the meta device, at once however large; for real where it reads values while it is made."""
-    data = cell.task.data
-    try:
-        with torch.device("meta"):
-            return build(cell.model, data.classes, data.channels, data.size)
-    except (UsageError, RuntimeError, NotImplementedError):
-        return initial_net(cell)
+class _Undrawn(TorchFunctionMode):
+    """Initial weights are zeros instead of random: shapes are all that is asked for, and drawing takes longer."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0].zero_()
+        return function(*args, **(kwargs or {}))

@@ -80,8 +80,11 @@ class LayerTable(Sequence[Layer]):
         return iter(self.layers)
 
 
-def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> LayerTable:
+def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None, *, ghost: bool = True) -> LayerTable:
     """The table of `model`, multiply-adds counted for one example of `input_shape` (channels, height, width).
+
+    They are counted on a copy without storage, or with `ghost=False` by a real pass of `model` itself: slower for
+    large nets, but torch needs a second to import what it does without arithmetic with.
 
     Raises ModelError for a net without prunable weights, with weights that are not plain parameters, or that cannot
     take an input of that shape.
@@ -89,7 +92,7 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None) ->
     found = list(_prunable(model))
     if not found:
         raise ModelError(f"{type(model).__name__} has no convolution or linear weight to prune")
-    macs = _count_macs(model, input_shape) if input_shape is not None else {}
+    macs = _pass_of_two(model, input_shape, ghost)[0] if input_shape is not None else {}
     layers = tuple(
         Layer(name, tuple(weight.shape), kind, groups, None if input_shape is None else macs.get(name, 0))
         for name, weight, kind, groups in found
@@ -153,15 +156,10 @@ def _notes(model: nn.Module, layers: tuple[Layer, ...], counted: bool) -> Iterat
 
 def output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `model` gives for a batch of two examples. Raises ModelError where it cannot take them."""
-    return _pass_of_two(model, input_shape)[1]
+    return _pass_of_two(model, input_shape, ghost=True)[1]
 
 
-def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-adds per example of every layer, by name."""
-    return _pass_of_two(model, input_shape)[0]
-
-
-def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...], ghost: bool) -> tuple[dict[str, int], tuple[int, ...]]:
     """(multiply-adds per example of every layer, output shape) of one forward pass of two examples.
 
     The pass runs without arithmetic on the meta device; a net that cannot do that (it makes tensors of its own on the
@@ -176,10 +174,10 @@ def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[s
         raise ModelError(f"input_shape {given} is not (channels, height, width) of one example: whole numbers from 1")
     ghostly = all(p.is_meta for p in model.parameters())
     try:
-        return _observed(model if ghostly else on_meta(model), input_shape)
+        return _observed(on_meta(model) if ghost and not ghostly else model, input_shape)
     except Exception as error:
         failed = error
-    if not ghostly:
+    if ghost and not ghostly:
         try:
             return _observed(copy.deepcopy(model), input_shape)
         except Exception as error:
