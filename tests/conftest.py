@@ -70,6 +70,17 @@ def invoke() -> Callable[..., Result]:
     return call
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As a process of several has it: with other threads sums round otherwise, and data-driven counts may differ."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def rpbench_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `rpbench ARGS` in a process of its own."""

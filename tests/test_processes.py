@@ -39,7 +39,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
+def alone(one_thread: None, tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
     store = tmp_path_factory.mktemp("one")
     return store / json.loads(invoke("run", *ASKED, "--store", str(store)).stdout)["run_id"]
 

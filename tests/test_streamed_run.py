@@ -42,7 +42,7 @@ def asked(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, asked: list[str], invoke: Invoke) -> Path:
+def alone(one_thread: None, tmp_path_factory: pytest.TempPathFactory, asked: list[str], invoke: Invoke) -> Path:
     store = tmp_path_factory.mktemp("one")
     done = invoke("run", *asked, "--workers", "0", "--store", str(store))
     assert done.exit_code == 0, done.stderr
@@ -81,7 +81,7 @@ def test_workers_change_nothing(alone: Path, tmp_path: Path, asked: list[str], i
 def test_killed_and_resumed(alone: Path, tmp_path: Path, asked: list[str], invoke: Invoke) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rpbench", "run", *asked, "--workers", "1", "--store", str(tmp_path)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
         time.sleep(0.01)
