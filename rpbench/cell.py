@@ -143,14 +143,6 @@ def ask(
     drawer, sampler_given = find_sampler(sampler)
     if drawer.scored and found.kind != "score":
         raise UsageError(f"sampler '{drawer.name}' keeps a scheme's best-scored weights, '{found.name}' scores none")
-    for name, number in (
-        ("seed", seed),
-        ("mask-seed", mask_seed),
-        ("init-seed", init_seed),
-        ("order-seed", order_seed),
-    ):
-        if number is not None and number < 0:
-            raise UsageError(f"--{name} {number}: seeds are whole numbers from 0")
     given_model = model or declared.defaults.model
     return Cell(
         given_task=task,
@@ -169,12 +161,7 @@ def ask(
         sampler_args=options.bind(drawer.name, drawer.function, sampler_given),
         density=density,
         sampler_source=drawer.source_hash,
-        seeds=Seeds(
-            run=seed,
-            init=seed if init_seed is None else init_seed,
-            mask=seed if mask_seed is None else mask_seed,
-            order=seed if order_seed is None else order_seed,
-        ),
+        seeds=_seeds(seed, init=init_seed, mask=mask_seed, order=order_seed),
         precision=precision,
         limit=limit,
         limit_test=limit_test,
@@ -201,6 +188,14 @@ def read_density(density: str | None, sparsity: str | None) -> float | None:
             raise UsageError(f"--sparsity {text} is not a fraction of weights removed: give one from 0 up to below 1")
         number = 1 - number
     return check_density(float(number))
+
+
+def _seeds(run: int, **streams: int | None) -> Seeds:
+    """The run's seed and those of its streams: equal to it unless set apart."""
+    for name, number in (("seed", run), *((f"{name}-seed", number) for name, number in streams.items())):
+        if number is not None and number < 0:
+            raise UsageError(f"--{name} {number}: seeds are whole numbers from 0")
+    return Seeds(run=run, **{name: run if number is None else number for name, number in streams.items()})
 
 
 def _toml(value: Any) -> str:

@@ -235,55 +235,16 @@ class _Work:
         return f"{type(error).__name__}: {error}"
 
     def _trained(self, plan: dict[str, Any] | None) -> Outcome:
-        cell, draft, device = self.cell, self.draft, self.processes.device
-        loaded = checkpoint.load(self.folder, self.processes.world) if self.processes.first else None
-        loaded = self.processes.share(loaded)
-        if loaded is not None:
-            self.progress.say(f"going on from epoch {loaded.state.epoch + 1}, step {loaded.state.step}")
-            draft.plan = loaded.facts
-            drawn = {name: loaded.tensors[f"mask.{name}"] for name in draft.table.names}
-        else:
-            assert plan is not None
-            ready = plan.pop("masks")
-            draft.plan = plan
-            drawn = ready or cell.sampler.draw(draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
+        draft, processes = self.draft, self.processes
+        loaded = processes.share(checkpoint.load(self.folder, processes.world) if processes.first else None)
+        drawn = self._masks(plan, loaded)
         self._describe_masks(drawn)
-        self.net.to(device).to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(self.net, cell.task.recipe)
+        self.net.to(processes.device).to(memory_format=torch.channels_last)
         bound = masks.prune(self.net, drawn)
-        keeper = checkpoint.Keeper(self.folder, self.net, bound, optimizer, draft.plan, self.processes.world)
-        keeper.writes = self.processes.first
-        state, sums = State(), torch.zeros(2, dtype=torch.float64)
-        track: list[torch.Tensor] = []
-        if loaded is not None:
-            state = loaded.state
-            sums, track = keeper.restore(loaded)
-            if not self.processes.first:
-                sums.zero_()
-        bound.verify()
-        order = Order(
-            cell.seeds.order, len(self.train), cell.task.recipe.batch, self.processes.rank, self.processes.world
-        )
-        self.progress.start(cell.task.recipe.epochs, order.steps, cell.task.recipe.batch, state)
+        state, track = loaded.state if loaded else State(), []
         began, before = time.monotonic(), state.total_seconds
-        work = Fit(
-            net=self.net,
-            bound=bound,
-            training=opened.training_set(self.train, cell.task, cell.seeds.order, device),
-            order=order,
-            recipe=cell.task.recipe,
-            machine=Machine(
-                device, self.processes.world, cell.precision, self.processes.wrap(self.net), self.processes.agree
-            ),
-            validate=self._validate,
-            keeper=keeper,
-            watcher=self.progress,
-            optimizer=optimizer,
-            micro_batch=cell.micro_batch,
-            track_flow=self.wish.track_flow or bool(track),
-        )
         try:
-            fit(work, state, sums.to(device), track)
+            track = self._fit(bound, state, loaded)
         finally:
             self.progress.close()
             draft.seconds = before + time.monotonic() - began
@@ -292,10 +253,52 @@ class _Work:
         selected, last = self._score(bound, state)
         draft.digest_end = masks.digest(bound.masks())
         draft.seconds = before + time.monotonic() - began
-        draft.peak_mb = peak_memory_mb(device)
-        if track and self.processes.first:
+        draft.peak_mb = peak_memory_mb(processes.device)
+        if track and processes.first:
             self._write_track(track)
         return self._write(draft.record("ok", selected, last, state), selected, last, drawn)
+
+    def _masks(self, plan: dict[str, Any] | None, loaded: checkpoint.Loaded | None) -> dict[str, torch.Tensor]:
+        """The masks of the plan, or of the checkpoint: what was scored once is not scored again."""
+        if loaded is not None:
+            self.progress.say(f"going on from epoch {loaded.state.epoch + 1}, step {loaded.state.step}")
+            self.draft.plan = loaded.facts
+            return {name: loaded.tensors[f"mask.{name}"] for name in self.draft.table.names}
+        assert plan is not None
+        ready: dict[str, torch.Tensor] | None = plan.pop("masks")
+        self.draft.plan = plan
+        cell = self.cell
+        return ready or cell.sampler.draw(self.draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
+
+    def _fit(self, bound: masks.Bound, state: State, loaded: checkpoint.Loaded | None) -> list[torch.Tensor]:
+        """Train from `state` to the end; returns the tracked gradient norms."""
+        cell, processes, device = self.cell, self.processes, self.processes.device
+        recipe = cell.task.recipe
+        optimizer = make_optimizer(self.net, recipe)
+        keeper = checkpoint.Keeper(self.folder, self.net, bound, optimizer, self.draft.plan, processes.world)
+        keeper.writes = processes.first
+        sums, track = keeper.restore(loaded) if loaded else (torch.zeros(2, dtype=torch.float64), [])
+        if not processes.first:
+            sums.zero_()  # the checkpoint's are of all processes together
+        bound.verify()
+        order = Order(cell.seeds.order, len(self.train), recipe.batch, processes.rank, processes.world)
+        self.progress.start(recipe.epochs, order.steps, recipe.batch, state)
+        work = Fit(
+            net=self.net,
+            bound=bound,
+            training=opened.training_set(self.train, cell.task, cell.seeds.order, device),
+            order=order,
+            recipe=recipe,
+            machine=Machine(device, processes.world, cell.precision, processes.wrap(self.net), processes.agree),
+            validate=self._validate,
+            keeper=keeper,
+            watcher=self.progress,
+            optimizer=optimizer,
+            micro_batch=cell.micro_batch,
+            track_flow=self.wish.track_flow or bool(track),
+        )
+        fit(work, state, sums.to(device), track)
+        return track
 
     def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:
         """Counts, digest and connectivity of the masks; MaskError where processes hold different ones."""

@@ -17,7 +17,7 @@ from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.errors import ModelError
 from rpbench.evaluation import Passes, score_net
-from rpbench.layers import layer_table, output_shape
+from rpbench.layers import LayerTable, layer_table, output_shape
 from rpbench.machine import best_device, peak_memory_mb
 from rpbench.models import build, resolve
 from rpbench.progress import Quiet
@@ -60,16 +60,12 @@ def evaluate(
     )
     device = best_device()
     net = copy.deepcopy(model).float().to(device).to(memory_format=torch.channels_last).eval()
-    weights = dict(net.named_parameters(remove_duplicate=False))
-    masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
     attacks = {attack.name: attack for attack in map(load_attack, task.evaluation.attacks)}
     passes = Passes(device, task.data, task.evaluation.batch)
     try:
         scored = score_net(net, task, images, attacks, passes, progress.say)
     except ValueError as error:
         raise ModelError(f"the net cannot be scored: {error}") from error
-    kept = {name: int(mask.sum()) for name, mask in masks.items()}
-    reached = paths(net, table, masks, shape)
     return {
         "task": {"name": task.name, "version": task.version, "spec": spec(declared)},
         "protocol": {
@@ -79,21 +75,33 @@ def evaluate(
             "notes": images.notes,
         },
         "metrics": scored.metrics,
+        **_density_and_cost(net, table, shape, scored.images_per_s),
+        "data": images.facts,
+        "skipped": skipped,
+    }
+
+
+def _density_and_cost(net: nn.Module, table: LayerTable, shape: tuple[int, ...], images_per_s: float) -> dict[str, Any]:
+    """What the net's own zeros make of it, under the keys of a record."""
+    weights = dict(net.named_parameters(remove_duplicate=False))
+    masks = {name: (weights[name].detach() != 0).cpu() for name in table.names}
+    kept = [int(mask.sum()) for mask in masks.values()]
+    reached = paths(net, table, masks, shape)
+    return {
         "density": {
-            "realised": sum(kept.values()) / table.prunable,
+            "realised": sum(kept) / table.prunable,
             "effective": reached.effective if reached else None,
-            "kept": sum(kept.values()),
+            "kept": sum(kept),
             "prunable": table.prunable,
+            "kept_per_layer": kept,
         },
         "cost": {
             "params": sum(p.numel() for p in net.parameters()),
             "dense_macs": sum(layer.macs or 0 for layer in table),
-            "sparse_macs": sum((layer.macs or 0) * kept[layer.name] / layer.numel for layer in table),
-            "eval_images_per_s": scored.images_per_s,
-            "peak_memory_mb": peak_memory_mb(device),
+            "sparse_macs": sum((layer.macs or 0) * n / layer.numel for layer, n in zip(table, kept, strict=True)),
+            "eval_images_per_s": images_per_s,
+            "peak_memory_mb": peak_memory_mb(next(net.parameters()).device),
         },
-        "data": images.facts,
-        "skipped": skipped,
     }
 
 
