@@ -1327,3 +1327,13 @@ def test_real_textures_have_no_labels(real_images: Path) -> None:
     located: Located = locate(load_set("textures"), "test", named(real_images / "dtd-10class-sample", "textures"))
     images = streamed.load(located, 224, 3, 256, 0)
     assert (len(images), set(images.labels)) == (300, {-1})
+
+
+def test_an_interrupted_download_is_not_the_set(tmp_path: Path) -> None:
+    folder = tmp_path / "svhn"
+    folder.mkdir()
+    (folder / "test-00000-of-00002.parquet").write_bytes(b"")
+    with pytest.raises(MissingData, match=r"holds 1 of 2 files of image set 'svhn' \(test\): finish it with"):
+        locate(load_set("svhn"), "test", Roots((tmp_path,)))
+    (folder / "test-00001-of-00002.parquet").write_bytes(b"")
+    assert len(locate(load_set("svhn"), "test", Roots((tmp_path,))).files) == 2
