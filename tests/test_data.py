@@ -1329,11 +1329,17 @@ def test_real_textures_have_no_labels(real_images: Path) -> None:
     assert (len(images), set(images.labels)) == (300, {-1})
 
 
-def test_an_interrupted_download_is_not_the_set(tmp_path: Path) -> None:
-    folder = tmp_path / "svhn"
-    folder.mkdir()
+def test_an_interrupted_download_is_not_the_set(hub: Path) -> None:
+    image_set = load_set("svhn")
+    folder = hub / "datasets--ufldl-stanford--svhn" / "snapshots" / image_set.revision / "cropped_digits"
+    folder.mkdir(parents=True)
     (folder / "test-00000-of-00002.parquet").write_bytes(b"")
-    with pytest.raises(MissingData, match=r"holds 1 of 2 files of image set 'svhn' \(test\): finish it with"):
-        locate(load_set("svhn"), "test", Roots((tmp_path,)))
+    with pytest.raises(MissingData, match=r"holds 1 of 2 files of image set 'svhn' \(test\): finish the download"):
+        locate(image_set, "test", Roots())
     (folder / "test-00001-of-00002.parquet").write_bytes(b"")
-    assert len(locate(load_set("svhn"), "test", Roots((tmp_path,))).files) == 2
+    assert len(locate(image_set, "test", Roots()).files) == 2
+
+
+def test_a_part_of_a_set_in_a_folder_of_ones_own_runs(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "cifar10" / "test-00000-of-00009.parquet", rows_of(TEST), TEST.labels)
+    assert len(locate(load_set("cifar10"), "test", Roots((tmp_path,))).files) == 1

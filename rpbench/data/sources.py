@@ -80,6 +80,7 @@ def locate(image_set: ImageSet, split: str, roots: Roots) -> Located:
             return found
     cached = hub_cache(image_set)
     if cached and (found := _look_into(image_set, split, cached, f"hub {image_set.repo}@{image_set.revision[:12]}")):
+        _check_whole(found)
         return found
     if image_set.repo:
         looked.append(f"the hub's cache ({image_set.repo}@{image_set.revision[:7]})")
@@ -153,16 +154,15 @@ def _look_into(image_set: ImageSet, split: str, folder: Path, origin: str) -> Lo
         if (inner / word).is_dir() and _holds_images(inner / word):
             return Located(image_set, split, "images", inner / word, (), f"{origin} (image folder)")
     # after the image folders: looking for parquet walks through everything, a million images too
-    if files := _parquet(image_set, inner, words):
+    if files := _parquet(inner, words):
         return Located(image_set, split, "parquet", inner, files, f"{origin} (parquet)")
     if len(image_set.splits) == 1 and _holds_images(inner):
         return Located(image_set, split, "images", inner, (), f"{origin} (image folder)")
     return None
 
 
-def _parquet(image_set: ImageSet, folder: Path, words: tuple[str, ...]) -> tuple[Path, ...]:
-    """Parquet files of a split: named after it, or in a folder of its name. MissingData where some are missing: files
-    count themselves (train-00003-of-00294.parquet), and a download that was interrupted is not the set."""
+def _parquet(folder: Path, words: tuple[str, ...]) -> tuple[Path, ...]:
+    """Parquet files of a split: named after it, or in a folder of its name."""
     known = {word for some in SPLIT_WORDS.values() for word in some}
     found = []
     for path in sorted(folder.rglob("*.parquet")):
@@ -171,13 +171,18 @@ def _parquet(image_set: ImageSet, folder: Path, words: tuple[str, ...]) -> tuple
             word = path.parent.name
         if word in words:
             found.append(path)
-    declared = max((int(n[1]) for p in found if (n := re.search(r"-of-(\d+)\.parquet$", p.name))), default=0)
-    if len(found) < declared:
-        raise MissingData(
-            f"'{folder}' holds {len(found)} of {declared} files of image set '{image_set.name}' ({words[0]}): "
-            f"finish it with: rpbench data prepare {image_set.name}"
-        )
     return tuple(found)
+
+
+def _check_whole(located: Located) -> None:
+    """MissingData where files of a download are missing: they count themselves (train-00003-of-00294.parquet)."""
+    counts = [int(n[1]) for path in located.files if (n := re.search(r"-of-(\d+)\.parquet$", path.name))]
+    if counts and len(located.files) < max(counts):
+        name = located.image_set.name
+        raise MissingData(
+            f"the hub's cache holds {len(located.files)} of {max(counts)} files of image set '{name}' "
+            f"({located.split}): finish the download with: rpbench data prepare {name}"
+        )
 
 
 def _holds_images(folder: Path) -> bool:
