@@ -21,10 +21,10 @@ FORMAT = "rpbench.checkpoint/1"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint's content: `facts` is what the plan found, so that a resumed run need not score again."""
+    """A checkpoint's content: `plan` is what the scheme decided, so that a resumed run need not score again."""
 
     state: State
-    facts: dict[str, Any]
+    plan: dict[str, Any]
     tensors: dict[str, torch.Tensor]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
@@ -41,11 +41,11 @@ class Keeper:
         net: nn.Module,
         bound: Bound,
         optimizer: torch.optim.Optimizer,
-        facts: dict[str, Any],
+        plan: dict[str, Any],
         world: int,
     ) -> None:
         self.cell, self.net, self.bound, self.optimizer = cell, net, bound, optimizer
-        self.facts, self.world = facts, world
+        self.plan, self.world = plan, world
         self.writes = True  # only the first process writes
 
     def best(self, epoch: int) -> None:
@@ -72,7 +72,7 @@ class Keeper:
             "run_id": self.cell.run_id,
             "world": str(self.world),
             "state": json.dumps(state.as_json()),
-            "facts": json.dumps(self.facts),
+            "plan": json.dumps(self.plan),
         }
         write_tensors(self.cell.checkpoint, tensors, told)
         self.cell.write_lines("curve.jsonl", state.curve)
@@ -117,7 +117,7 @@ def load(cell: CellFolder, world: int) -> Loaded | None:
             f"this cell was begun with {told['world']} processes and cannot go on with {world}: "
             "BatchNorm saw other batches; use as many, or start over with --force"
         )
-    return Loaded(State(**json.loads(told["state"])), json.loads(told["facts"]), tensors)
+    return Loaded(State(**json.loads(told["state"])), json.loads(told["plan"]), tensors)
 
 
 def save_weights(net: nn.Module, path: Path, **told: str) -> None:

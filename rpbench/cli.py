@@ -28,6 +28,9 @@ class _Group(click.Group):
 
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # outside of training, which notes signals and keeps a checkpoint of its own
+            click.echo("stopped by SIGINT; the same command goes on from the last checkpoint", err=True)
+            raise SystemExit(130) from None
         except RpbenchError as error:
             number = getattr(error, "number", None)
             if number is not None:  # stopped by a signal, after a checkpoint
@@ -207,7 +210,7 @@ def plan(**given: Any) -> None:
         overrides=given["settings"],
         **{key: given[key] for key in (*same, "limit", "micro_batch")},
     )
-    from rpbench.dry import plan_cell
+    from rpbench.cell_plan import plan_cell
 
     found, notes = plan_cell(cell, given["data"], given["workers"])
     for note in notes:

@@ -262,7 +262,7 @@ class _Work:
         """The masks of the plan, or of the checkpoint: what was scored once is not scored again."""
         if loaded is not None:
             self.progress.say(f"going on from epoch {loaded.state.epoch + 1}, step {loaded.state.step}")
-            self.draft.plan = loaded.facts
+            self.draft.plan = loaded.plan
             return {name: loaded.tensors[f"mask.{name}"] for name in self.draft.table.names}
         assert plan is not None
         ready: dict[str, torch.Tensor] | None = plan.pop("masks")

@@ -190,7 +190,7 @@ class Probe:
         try:
             found = next(self._batches)
         except StopIteration:
-            raise UsageError(
+            raise _NoMoreBatches(
                 f"this scheme asked for more labelled batches than the {self.batches_used} there are"
             ) from None
         x, y = check_batch(found)
@@ -212,8 +212,8 @@ class Probe:
         while classes is None or any(len(images.get(c, ())) < samples for c in range(classes)):
             try:
                 x, y = self.batch()
-            except UsageError as error:
-                if self._batches is None or classes is None:
+            except _NoMoreBatches as error:
+                if classes is None:
                     raise
                 short = next(c for c in range(classes) if len(images.get(c, ())) < samples)
                 raise UsageError(
@@ -250,6 +250,10 @@ class Probe:
             logits = copy.deepcopy(self._model).eval().to(x.device)(x[:2])
         self.loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=x.device))
         return int(logits.shape[1])
+
+
+class _NoMoreBatches(UsageError):
+    """The labelled batches have run out."""
 
 
 def check_batch(found: Any) -> Batch:

@@ -284,3 +284,15 @@ assert 'torch' not in sys.modules"""
         env = os.environ | {"HF_HUB_OFFLINE": "1"}
         done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, (args, done.stderr)
+
+
+def test_interrupted_outside_of_training(monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    import rpbench.run
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rpbench.run, "run_cell", interrupt)
+    result = invoke("run")
+    assert result.exit_code == 130
+    assert "stopped by SIGINT" in result.stderr

@@ -193,6 +193,13 @@ def test_grasp_says_which_class_is_short() -> None:
         rpbench.plan(model, "grasp", 0.1, batches=[batch], samples_per_class=2)
 
 
+def test_a_malformed_batch_is_not_told_as_a_short_class() -> None:
+    model = build(resolve("resnet8", "cifar"), 10, 1, 8)
+    batches = [(torch.randn(8, 1, 8, 8), torch.arange(8)), {"x": 1}]
+    with pytest.raises(rpbench.UsageError, match="pairs of tensors"):
+        rpbench.plan(model, "grasp", 0.1, batches=batches, samples_per_class=1)  # type: ignore[arg-type]
+
+
 def test_dense_is_density_one() -> None:
     with pytest.raises(rpbench.UsageError, match="density 1 by definition"):
         rpbench.plan(mlp(), "dense", 0.5)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["show", "shelves", "scoring", "dry"],
+    ["show", "shelves", "scoring", "cell_plan"],
     ["run"],
     ["checkpoint", "draft"],
     ["train", "progress", "evaluation", "connectivity", "machine"],
