@@ -86,8 +86,7 @@ class Keeper:
         momentum = loaded.part("momentum.")
         for name, parameter in self.net.named_parameters():
             if name in momentum:
-                buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
         track = loaded.tensors.get("track")
         return loaded.tensors["sums"], [] if track is None else list(track.unbind())
 

@@ -132,6 +132,13 @@ def _store_option(command: Command) -> Command:
 @click.option("--limit", type=click.IntRange(1), help="At most N training images: off protocol.")
 @click.option("--limit-test", type=click.IntRange(1), help="At most N images of every evaluated set: off protocol.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Accumulate to the batch in pieces of N (short of memory).")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "eager", "graph"]),
+    default="auto",
+    show_default=True,
+    help="Who takes the steps: the host, or a CUDA graph (auto: where it can be). The training is the same.",
+)
 @click.option("--track", type=click.Choice(["gradient-flow"]), help="Log the norms of kept gradients at every step.")
 @click.option("--last-full", is_flag=True, help="OoD and attacks for the last epoch too, not only the selected one.")
 @click.option("--force", is_flag=True, help="Start over, even if the cell is finished.")
@@ -169,6 +176,7 @@ def run(**given: Any) -> None:
         last_full=given["last_full"],
         track_flow=given["track"] is not None,
         workers=given["workers"],
+        engine=given["engine"],
     )
     processes = Processes()
     outcome = run_cell(cell, wish, progress(quiet=not first), processes)

@@ -1,4 +1,4 @@
-"""One pass of logits per image set, in float32 with the net in eval mode; metrics come from the logits alone."""
+"""One pass of logits per image set with the net in eval mode; metrics come from the logits alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rpbench import metrics
 from rpbench.data.opened import Images, TaskImages
 from rpbench.data.order import shares
 from rpbench.data.resident import normalisation, normalise
+from rpbench.step import autocast
 from rpbench.task import Attack, Data, Task
 
 Logits = NDArray[np.float32]
@@ -29,7 +30,8 @@ FULL_LOGITS = 100  # up to this many classes the outputs keep whole logits
 class Passes:
     """How to run a net over images: on which device, in which batches, as which of how many processes.
 
-    `gather` concatenates equally long tensors of all processes, in rank order.
+    `gather` concatenates equally long tensors of all processes, in rank order. `precision` is the net's on clean
+    images; attacks are always made and answered in fp32.
     """
 
     device: torch.device
@@ -38,6 +40,7 @@ class Passes:
     rank: int = 0
     world: int = 1
     gather: Gather = lambda tensor: tensor
+    precision: str = "fp32"
 
     def logits(self, model: nn.Module, images: Images, attack: Attack | None = None) -> Logits:
         """Logits (n, k) float32 of every image, in order, on every process; of attacked images with `attack`."""
@@ -52,7 +55,7 @@ class Passes:
         for part, pixels in zip(parts, images.batches(parts), strict=True):
             pixels = pixels.to(self.device, non_blocking=True)
             if attack is None:
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast(self.device, self.precision):
                     found.append(model(normalise(pixels, scale, shift)).float())
                 continue
             x = pixels.permute(0, 3, 1, 2).float().div(255)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rpbench.data.order import Order
 from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.draft import Draft
+from rpbench.engine import EngineName, choose
 from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.layers import LayerTable, layer_table, output_shape
@@ -34,8 +35,9 @@ from rpbench.planning import plan_table
 from rpbench.progress import Quiet
 from rpbench.record import RunRecord
 from rpbench.scheme import Batch, Probe
+from rpbench.step import Learner, Machine, make_optimizer
 from rpbench.store import FINISHED, CellFolder
-from rpbench.train import Diverged, Fit, Interrupted, Machine, State, fit, make_optimizer
+from rpbench.train import Diverged, Fit, Interrupted, State, fit
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Wish:
     last_full: bool = False
     track_flow: bool = False
     workers: int | None = None
+    engine: EngineName = "auto"
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class _Work:
             processes.device, cell.task.data, cell.task.evaluation.batch, processes.rank, processes.world,
             processes.gather,
         )  # fmt: skip
+        # an epoch is selected by the precision it was trained in; what is reported is fp32 for every cell
+        self.validation_passes = replace(self.passes, precision=cell.precision)
 
     def run(self) -> Outcome:
         """Plan first: what is wrong with a scheme is said before anything is written."""
@@ -281,24 +286,26 @@ class _Work:
         if not processes.first:
             sums.zero_()  # the checkpoint's are of all processes together
         bound.verify()
-        order = Order(cell.seeds.order, len(self.train), recipe.batch, processes.rank, processes.world)
-        self.progress.start(recipe.epochs, order.steps, recipe.batch, state)
-        work = Fit(
+        learner = Learner(
             net=self.net,
             bound=bound,
             training=opened.training_set(self.train, cell.task, cell.seeds.order, device),
-            order=order,
+            order=Order(cell.seeds.order, len(self.train), recipe.batch, processes.rank, processes.world),
             recipe=recipe,
             machine=Machine(device, processes.world, cell.precision, processes.wrap(self.net), processes.agree),
-            validate=self._validate,
-            keeper=keeper,
-            watcher=self.progress,
             optimizer=optimizer,
+            sums=sums.to(device),
+            track=track,
             micro_batch=cell.micro_batch,
             track_flow=self.wish.track_flow or bool(track),
         )
-        fit(work, state, sums.to(device), track)
-        return track
+        engine, note = choose(self.wish.engine, learner)
+        if note:
+            self.progress.say(f"note: {note}")
+        self.draft.env["engine"] = engine.name
+        self.progress.start(recipe.epochs, learner.order.steps, recipe.batch, state)
+        fit(Fit(learner, engine, self._validate, keeper, self.progress), state)
+        return learner.track
 
     def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:
         """Counts, digest and connectivity of the masks; MaskError where processes hold different ones."""
@@ -316,7 +323,7 @@ class _Work:
 
     def _validate(self) -> tuple[float, float]:
         self.processes.sync(self.net)  # BatchNorm's statistics are each process' own
-        return self.passes.accuracy_and_loss(self.net, self.validation)
+        return self.validation_passes.accuracy_and_loss(self.net, self.validation)
 
     def _score(self, bound: masks.Bound, state: State) -> tuple[Scored, Scored]:
         """The net sees test images here and nowhere before: one pass for the selected epoch, one for the last."""

@@ -17,6 +17,8 @@ LAYERS = [
     ["run"],
     ["checkpoint", "draft"],
     ["train", "progress", "evaluation", "connectivity", "machine"],
+    ["engine"],
+    ["step"],
     ["store", "cell"],
     ["data.opened"],
     ["data.streamed", "data.resident"],

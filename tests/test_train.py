@@ -11,8 +11,10 @@ from torch import nn
 
 from rpbench import masks
 from rpbench.data.order import Order
+from rpbench.engine import Eager
+from rpbench.step import Learner, Machine, gradient_flow, make_optimizer, rate
 from rpbench.task import Recipe, load_task
-from rpbench.train import Diverged, Fit, Machine, State, fit, gradient_flow, make_optimizer, rate, train_step
+from rpbench.train import Diverged, Fit, State, fit
 
 
 @dataclass
@@ -37,7 +39,7 @@ def small_net(norm: bool = False) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def work(net: nn.Module, recipe: Recipe, **changes: Any) -> Fit:
+def learner(net: nn.Module, recipe: Recipe, **changes: Any) -> Learner:
     import rpbench
 
     cpu = torch.device("cpu")
@@ -48,12 +50,15 @@ def work(net: nn.Module, recipe: Recipe, **changes: Any) -> Fit:
         "order": Order(0, 64, recipe.batch),
         "recipe": recipe,
         "machine": Machine(cpu, 1, "fp32", net, lambda n: n),
-        "validate": lambda: (0.5, 1.0),
-        "keeper": Nothing(),
-        "watcher": Nothing(),
         "optimizer": make_optimizer(net, recipe),
+        "sums": torch.zeros(2, dtype=torch.float64),
     }
-    return Fit(**parts | changes)
+    return Learner(**parts | changes)
+
+
+def work(learner: Learner, validate: Any = lambda: (0.5, 1.0)) -> tuple[Fit, Nothing]:
+    nothing = Nothing()
+    return Fit(learner, Eager(learner), validate, nothing, nothing), nothing
 
 
 RECIPE = load_task("digits").recipe
@@ -68,13 +73,15 @@ def batch(n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 def test_step_equals_a_plain_one(smoothing: float) -> None:
     recipe = RECIPE.model_copy(update={"label_smoothing": smoothing})
     ours, plain = small_net(norm=True), small_net(norm=True)
-    mine = work(ours, recipe)
+    mine = learner(ours, recipe)
     theirs = masks.prune(plain, mine.bound.masks())
     optimizer = torch.optim.SGD(plain.parameters(), recipe.lr, 0.9, nesterov=True, weight_decay=5e-4)
     x, y = batch()
     for _ in range(3):
         ours.train()
-        told, _ = train_step(mine, x, y, 64)
+        mine.sums.zero_()
+        mine.step(x, y, 64)
+        told = mine.sums
         logits = plain.train()(x)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(logits, y, label_smoothing=smoothing)
@@ -91,8 +98,8 @@ def test_step_equals_a_plain_one(smoothing: float) -> None:
 def test_micro_batches_add_up_to_the_batch(piece: int) -> None:
     whole, parts = small_net(), small_net()
     x, y = batch()
-    train_step(work(whole, RECIPE), x, y, 64)
-    train_step(work(parts, RECIPE, micro_batch=piece), x, y, 64)
+    learner(whole, RECIPE).step(x, y, 64)
+    learner(parts, RECIPE, micro_batch=piece).step(x, y, 64)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +123,7 @@ def test_rate_warms_up_and_drops() -> None:
 
 def test_gradient_flow_by_hand() -> None:
     net = small_net()
-    mine = work(net, RECIPE)
+    mine = learner(net, RECIPE)
     x, y = batch()
     nn.functional.cross_entropy(net(x), y).backward()
     kept = mine.bound.masks()
@@ -131,8 +138,8 @@ def test_gradient_flow_by_hand() -> None:
 def test_gradient_flow_is_of_the_gradient_not_of_the_momentum(decay: float) -> None:
     """Nesterov without decay writes its update into the gradient: the norms must be taken before."""
     recipe = RECIPE.model_copy(update={"weight_decay": decay, "lr": 1e-12})
-    mine = work(small_net(), recipe, track_flow=True)
-    norms = [train_step(mine, *batch(), 64)[1] for _ in range(3)]
+    mine = learner(small_net(), recipe, track_flow=True)
+    norms = [mine.step(*batch(), 64) for _ in range(3)]
     assert all(n is not None for n in norms)
     torch.testing.assert_close(norms[0], norms[2])
 
@@ -148,25 +155,25 @@ class Batches:
 def test_selection_takes_the_first_strict_maximum() -> None:
     accuracies = iter([0.3, 0.5, 0.5, 0.4, 0.6, 0.6])
     recipe = RECIPE.model_copy(update={"epochs": 6})
-    mine = work(small_net(), recipe, training=Batches(), validate=lambda: (next(accuracies), 1.0))
+    mine, nothing = work(learner(small_net(), recipe, training=Batches()), lambda: (next(accuracies), 1.0))
     state = State()
-    fit(mine, state, torch.zeros(2, dtype=torch.float64), [])
+    fit(mine, state)
     assert (state.best_epoch, state.best_top1) == (4, 0.6)
-    assert mine.keeper.kept == [0, 1, 4]  # type: ignore[attr-defined]
+    assert nothing.kept == [0, 1, 4]
     assert [row["epoch"] for row in state.curve] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_loss_that_explodes_is_noticed() -> None:
     recipe = RECIPE.model_copy(update={"lr": 1e30})
     with pytest.raises(Diverged, match="not finite|loss is"):
-        fit(work(small_net(), recipe, training=Batches()), State(), torch.zeros(2, dtype=torch.float64), [])
+        fit(work(learner(small_net(), recipe, training=Batches()))[0], State())
 
 
 def test_precision_bf16_trains_in_float32_weights() -> None:
     net = small_net(norm=True)
-    mine = work(net, RECIPE)
+    mine = learner(net, RECIPE)
     mine.machine.precision = "bf16"
-    told, _ = train_step(mine, *batch(), 64)
-    assert bool(torch.isfinite(told).all())
+    mine.step(*batch(), 64)
+    assert bool(torch.isfinite(mine.sums).all())
     assert all(p.dtype is torch.float32 for p in net.parameters())
     mine.bound.verify()

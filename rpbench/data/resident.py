@@ -126,31 +126,37 @@ class ResidentTraining:
             padded = torch.nn.functional.pad(nchw, (augment.pad,) * 4, mode=augment.pad_mode)
             pixels = padded.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
         self.pixels, self.labels = pixels, torch.from_numpy(images.labels).to(device)
-        self.size = images.pixels.shape[1], images.pixels.shape[2]
+        self.y_axis, self.x_axis = (torch.arange(length, device=device) for length in images.pixels.shape[1:3])
         self.scale, self.shift = normalisation(data, device)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def draws(self, order: Order, epoch: int) -> torch.Tensor:
+        """What an epoch is: (4, n) int64 on the CPU, for every place in the order the image, its crop's first row and
+        column, and whether it is flipped."""
+        n, shifts = len(self), 2 * self.augment.pad + 1
+        indices = order.permutation(epoch)
+        rows, columns = (streams.integers(streams.key(word, self.seed, epoch), n, shifts) for word in ("row", "column"))
+        flips = streams.integers(streams.key("flip", self.seed, epoch), n, 2) * self.augment.flip
+        return torch.from_numpy(np.stack([indices, rows[indices], columns[indices], flips[indices]]))
+
+    def at(self, draws: torch.Tensor) -> Batch:
+        """The batch of some draws (4, b) on the device: normalised (b, c, h, w) and classes."""
+        images, rows, columns, flips = draws
+        ys = rows[:, None] + self.y_axis
+        xs = torch.where(flips[:, None] > 0, self.x_axis.flip(0), self.x_axis) + columns[:, None]
+        height, width = self.pixels.shape[1:3]
+        places = (images[:, None, None] * height + ys[:, :, None]) * width + xs[:, None, :]
+        # one selection of whole pixels: indexing by three tensors takes three times as long on a CPU
+        crops = self.pixels.flatten(0, 2).index_select(0, places.flatten())
+        return normalise(crops.view(*places.shape, -1), self.scale, self.shift), self.labels.index_select(0, images)
+
     def batches(self, order: Order, epoch: int, first: int) -> Iterator[Batch]:
         """This process' part of every batch of an epoch from step `first` on: normalised (b, c, h, w) and classes."""
-        n, pad = len(self), self.augment.pad
-        indices = torch.from_numpy(order.permutation(epoch)).to(self.device)
-        rows, columns = (
-            torch.from_numpy(streams.integers(streams.key(word, self.seed, epoch), n, 2 * pad + 1)).to(self.device)
-            for word in ("row", "column")
-        )
-        flips = torch.from_numpy(streams.integers(streams.key("flip", self.seed, epoch), n, 2)).bool().to(self.device)
-        y_axis, x_axis = (torch.arange(length, device=self.device) for length in self.size)
+        draws = self.draws(order, epoch).to(self.device)
         for step in range(first, order.steps):
-            part = indices[order.local(step)]
-            ys = rows[part][:, None] + y_axis
-            xs = x_axis.expand(len(part), -1)
-            if self.augment.flip:
-                xs = torch.where(flips[part][:, None], xs.flip(1), xs)
-            xs = xs + columns[part][:, None]
-            crops = self.pixels[part[:, None, None], ys[:, :, None], xs[:, None, :]]  # (b, h, w, c) uint8
-            yield normalise(crops, self.scale, self.shift), self.labels[part]
+            yield self.at(draws[:, order.local(step)])
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Images without augmentation, normalised: what data-driven schemes are shown."""

@@ -1,0 +1,226 @@
+"""Who takes the steps of an epoch: the host, operation by operation, or the device, from graphs recorded once.
+
+Both take the same steps. What a step depends on is the state and (seed, epoch, step), so a training may go on under
+another engine than it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+
+from rpbench import streams
+from rpbench.data.resident import ResidentTraining
+from rpbench.errors import RpbenchError, UsageError
+from rpbench.step import Learner, rate
+
+EngineName = Literal["auto", "eager", "graph"]
+WARM = 3  # steps before a recording: cuDNN chooses its algorithms, the allocator and autograd settle
+AGREE = 0.01  # how far a replayed update may be from an eager one, of its length: GPUs add in any order
+
+
+class CannotRecord(RpbenchError):
+    """A step cannot be recorded; it can still be taken by the host."""
+
+
+class Engine(Protocol):
+    """Takes training steps."""
+
+    name: str
+
+    def steps(self, epoch: int, first: int) -> Iterator[None]:
+        """Take the steps of an epoch from `first` on, one each time the iterator is advanced."""
+        ...
+
+
+class Eager:
+    """The host launches every operation of a step."""
+
+    name = "eager"
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def steps(self, epoch: int, first: int) -> Iterator[None]:
+        learner, order = self.learner, self.learner.order
+        learner.machine.wrapped.train()
+        for step, (x, y) in enumerate(learner.training.batches(order, epoch, first), first):
+            learner.set_rate(rate(learner.recipe, epoch, step, order.steps))
+            torch.manual_seed(streams.torch_seed("step", order.seed, epoch, step, order.rank))
+            flow = learner.step(x, y, order.size(step))
+            if flow is not None:
+                when = torch.tensor([epoch + 1.0, step + 1.0], dtype=torch.float64)
+                learner.track.append(torch.cat([when.to(flow.device, non_blocking=True), flow]))
+            yield
+
+
+class Graphs(Protocol):
+    """The seam to the device: runs work, and records it to be run again without the host."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work now, where a recording would be made."""
+        ...
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record the work's operations on their tensors; calling the result does them again."""
+        ...
+
+
+class CudaGraphs:
+    """CUDA's graphs. They share one pool of memory, as they are never run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, work: Callable[[], None]) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            work()
+        current.wait_stream(self.stream)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            work()
+        return graph.replay
+
+
+class Recorded:
+    """One recorded graph per batch size: the host starts it and does nothing else.
+
+    What changes from step to step lies on the device: the epoch's draws (who is seen, crops, flips), its learning
+    rates, and the number of the step. Raises CannotRecord for a net that draws random numbers in its forward pass
+    (a replay would not have the step's own), or whose replayed step is not the eager one.
+    """
+
+    name = "graph"
+
+    def __init__(self, learner: Learner, graphs: Graphs) -> None:
+        if reason := unrecordable(learner):
+            raise CannotRecord(reason)
+        assert isinstance(learner.training, ResidentTraining)
+        self.learner, self.graphs, self.training = learner, graphs, learner.training
+        order, device = learner.order, learner.machine.device
+        self.draws = self.training.draws(order, 0).to(device)
+        self.rates = torch.full((order.steps,), learner.recipe.lr, device=device)
+        self.offsets = torch.arange(order.batch, device=device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        self.rate = torch.zeros((), device=device)
+        learner.set_rate(self.rate)
+        learner.machine.wrapped.train()
+        sizes = dict.fromkeys((order.size(0), order.size(order.steps - 1)))
+        self.replays = {size: self._recorded(size) for size in sizes}
+
+    def steps(self, epoch: int, first: int) -> Iterator[None]:
+        learner, order = self.learner, self.learner.order
+        learner.machine.wrapped.train()
+        rates = [rate(learner.recipe, epoch, step, order.steps) for step in range(order.steps)]
+        self.draws.copy_(self.training.draws(order, epoch))
+        self.rates.copy_(torch.tensor(rates))
+        self.number.fill_(first)
+        for step in range(first, order.steps):
+            self.replays[order.size(step)]()
+            yield
+
+    def _take(self, size: int) -> None:
+        """A step that asks nothing of the host: what is recorded."""
+        learner = self.learner
+        places = self.number * learner.order.batch + self.offsets[:size]
+        x, y = self.training.at(self.draws.index_select(1, places))
+        self.rate.copy_(self.rates.index_select(0, self.number)[0])
+        learner.step(x, y, size)
+        self.number += 1
+
+    def _recorded(self, size: int) -> Callable[[], None]:
+        """The recording of a step, trusted once it has changed the net as the eager step does."""
+        tensors = self._changed()
+        before = [tensor.clone() for tensor in tensors]
+
+        def restore() -> None:
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, before)
+
+        def take() -> None:
+            self._take(size)
+
+        drawn = _random_state(self.learner.machine.device)
+        try:
+            for _ in range(WARM):
+                restore()
+                self.graphs.run(take)
+            eager = [tensor.clone() for tensor in tensors]
+            if not torch.equal(drawn, _random_state(self.learner.machine.device)):
+                raise CannotRecord("the net draws random numbers in its forward pass")
+            restore()
+            replay = self.graphs.record(take)
+            restore()  # a recording does nothing yet, but a stand-in's may
+            replay()
+            replayed = [tensor.clone() for tensor in tensors]
+        finally:
+            restore()
+        off = _distance(eager, replayed) / max(_distance(eager, before), 1e-30)
+        if not off <= AGREE:
+            raise CannotRecord(f"a replayed step differs from an eager one by {off:.1%} of its length")
+        return replay
+
+    def _changed(self) -> list[torch.Tensor]:
+        """Everything that a step changes."""
+        learner = self.learner
+        momenta = [s["momentum_buffer"] for s in learner.optimizer.state.values() if "momentum_buffer" in s]
+        return [
+            *(t.detach() for t in [*learner.net.parameters(), *learner.net.buffers()]),
+            *momenta,
+            learner.sums,
+            self.number,
+        ]
+
+
+def choose(name: EngineName, learner: Learner) -> tuple[Engine, str | None]:
+    """The engine of that name; `auto` records on a CUDA device and falls back to eager. With the reason, where steps
+    could be recorded but for this net.
+
+    Raises UsageError where "graph" is asked for and cannot be.
+    """
+    if name == "eager":
+        return Eager(learner), None
+    device = learner.machine.device
+    reason = unrecordable(learner) if device.type == "cuda" else f"a {device.type} has none, only CUDA devices have"
+    if reason is None:
+        try:
+            return Recorded(learner, CudaGraphs(device)), None
+        except torch.OutOfMemoryError:
+            raise
+        except (CannotRecord, RuntimeError) as error:  # a net that asks the host something cannot be recorded
+            learner.optimizer.zero_grad(set_to_none=True)
+            reason = str(error).strip().splitlines()[0]
+            if name == "auto":
+                return Eager(learner), f"steps are not recorded as a graph: {reason}"
+    if name == "graph":
+        raise UsageError(f"engine 'graph' is not to be had here: {reason}; leave --engine out")
+    return Eager(learner), None
+
+
+def unrecordable(learner: Learner) -> str | None:
+    """Why steps of this kind cannot be recorded; None if they can."""
+    if not isinstance(learner.training, ResidentTraining):
+        return "images are decoded on the host while training"
+    if learner.machine.world > 1:
+        return "gradients of several processes meet in every step"
+    if learner.track_flow:
+        return "gradients are tracked at every step"
+    return None
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Euclidean, over all floating-point tensors."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.is_floating_point()]
+    return float(torch.stack([(x.double() - y.double()).square().sum() for x, y in pairs]).sum().sqrt())
