@@ -180,29 +180,31 @@ class Recorded:
         ]
 
 
-def choose(name: EngineName, learner: Learner) -> tuple[Engine, str | None]:
-    """The engine of that name; `auto` records on a CUDA device and falls back to eager. With the reason, where steps
-    could be recorded but for this net.
+def choose(name: EngineName, learner: Learner, graphs: Graphs | None) -> tuple[Engine, str | None]:
+    """The engine of that name, and why `auto` could not record this net's steps on a device that can.
 
-    Raises UsageError where "graph" is asked for and cannot be.
+    `auto` records where the device has `graphs` and the steps can be recorded, else the host takes them. Raises
+    UsageError where "graph" is asked for and cannot be.
     """
-    if name == "eager":
+    if name == "eager" or (name == "auto" and (graphs is None or unrecordable(learner))):
         return Eager(learner), None
-    device = learner.machine.device
-    reason = unrecordable(learner) if device.type == "cuda" else f"a {device.type} has none, only CUDA devices have"
-    if reason is None:
-        try:
-            return Recorded(learner, CudaGraphs(device)), None
-        except torch.OutOfMemoryError:
-            raise
-        except (CannotRecord, RuntimeError) as error:  # a net that asks the host something cannot be recorded
-            learner.optimizer.zero_grad(set_to_none=True)
-            reason = str(error).strip().splitlines()[0]
-            if name == "auto":
-                return Eager(learner), f"steps are not recorded as a graph: {reason}"
+    try:
+        if graphs is None:
+            raise CannotRecord(f"only CUDA devices record, this is a {learner.machine.device.type}")
+        return Recorded(learner, graphs), None
+    except torch.OutOfMemoryError:
+        raise
+    except (CannotRecord, RuntimeError) as error:  # RuntimeError: a net that asks the host something
+        learner.optimizer.zero_grad(set_to_none=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if name == "graph":
         raise UsageError(f"engine 'graph' is not to be had here: {reason}; leave --engine out")
-    return Eager(learner), None
+    return Eager(learner), f"steps are not recorded as a graph: {reason}"
+
+
+def graphs_of(device: torch.device) -> Graphs | None:
+    """How this device records; None where it does not."""
+    return CudaGraphs(device) if device.type == "cuda" else None
 
 
 def unrecordable(learner: Learner) -> str | None:

@@ -25,7 +25,7 @@ from rpbench.data.order import Order
 from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.draft import Draft
-from rpbench.engine import EngineName, choose
+from rpbench.engine import EngineName, choose, graphs_of
 from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.layers import LayerTable, layer_table, output_shape
@@ -299,7 +299,7 @@ class _Work:
             micro_batch=cell.micro_batch,
             track_flow=self.wish.track_flow or bool(track),
         )
-        engine, note = choose(self.wish.engine, learner)
+        engine, note = choose(self.wish.engine, learner, graphs_of(device))
         if note:
             self.progress.say(f"note: {note}")
         self.draft.env["engine"] = engine.name
