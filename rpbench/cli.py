@@ -73,16 +73,23 @@ def _task_options(command: Command) -> Command:
     return command
 
 
-def _scheme_options(command: Command) -> Command:
-    for option in reversed(
-        [
-            click.option("--scheme", help="A scheme's name, or ./mine.py; options as snip:reinit=xavier,batches=2."),
-            click.option("--density", metavar="D", help="Fraction of prunable weights kept, in (0, 1]."),
-            click.option("--sparsity", metavar="S", help="The same as 1 - S."),
-        ]
-    ):
-        command = option(command)
-    return command
+def _scheme_options(multiple: bool = False) -> Callable[[Command], Command]:
+    scheme = "A scheme's name, or ./mine.py; options as snip:reinit=xavier,batches=2."
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(
+            [
+                click.option("--scheme", multiple=multiple, help=scheme),
+                click.option(
+                    "--density", metavar="D", multiple=multiple, help="Fraction of prunable weights kept, in (0, 1]."
+                ),
+                click.option("--sparsity", metavar="S", multiple=multiple, help="The same as 1 - S."),
+            ]
+        ):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def _data_options(command: Command) -> Command:
@@ -119,9 +126,9 @@ def _store_option(command: Command) -> Command:
 
 @main.command()
 @_task_options
-@_scheme_options
+@_scheme_options(multiple=True)
 @click.option("--sampler", default="exact", show_default=True, help="Who draws the positions; a name or a file.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all three streams below.")
+@click.option("--seed", type=int, multiple=True, default=[0], help="Seed of all three streams below.  [default: 0]")
 @click.option("--mask-seed", type=int, help="Seed of the positions alone.")
 @click.option("--init-seed", type=int, help="Seed of the initial weights alone.")
 @click.option("--order-seed", type=int, help="Seed of data order and augmentation alone.")
@@ -132,6 +139,7 @@ def _store_option(command: Command) -> Command:
 @click.option("--limit", type=click.IntRange(1), help="At most N training images: off protocol.")
 @click.option("--limit-test", type=click.IntRange(1), help="At most N images of every evaluated set: off protocol.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Accumulate to the batch in pieces of N (short of memory).")
+@click.option("--slots", type=click.IntRange(1), help="Cells at once, of several.  [default: one a core, 4 on a GPU]")
 @click.option(
     "--engine",
     type=click.Choice(["auto", "eager", "graph"]),
@@ -148,24 +156,19 @@ def run(**given: Any) -> None:
 
     Without arguments: the embedded task, ERK at density 0.2. The same command again shows the finished record, or
     goes on where an interrupted run stopped. Several processes: accelerate launch -m rpbench run ..., or torchrun.
-    """
-    from rpbench.cell import ask, read_density
-    from rpbench.progress import progress
 
-    density = read_density(given["density"], given["sparsity"])
-    same = ("task", "model", "scheme", "sampler", "seed", "mask_seed", "init_seed", "order_seed", "precision")
-    cell = ask(
-        density=density,
-        overrides=given["settings"],
-        **{key: given[key] for key in (*same, "limit", "limit_test", "micro_batch")},
-    )
+    --scheme, --density and --seed may be given more than once: all their cells are run, several at once.
+    """
+    from rpbench.cell import ask
+
+    asked = _grid(given)
+    cells = [ask(**each) for each in asked]
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        click.echo(_announcement(cell), err=True)
+        click.echo(_announcement(cells), err=True)
 
     from rpbench.data.sources import Roots
-    from rpbench.machine import Processes
-    from rpbench.run import Wish, run_cell
+    from rpbench.run import Wish
     from rpbench.store import default_store
 
     wish = Wish(
@@ -178,14 +181,21 @@ def run(**given: Any) -> None:
         workers=given["workers"],
         engine=given["engine"],
     )
+    if len(cells) > 1:
+        _run_several(cells, asked, wish, given["slots"], given["form"])
+        return
+    from rpbench.machine import Processes
+    from rpbench.progress import progress
+    from rpbench.run import run_cell
+
     processes = Processes()
-    outcome = run_cell(cell, wish, progress(quiet=not first), processes)
+    outcome = run_cell(cells[0], wish, progress(quiet=not first), processes)
     if first:
         if outcome.found:
             click.echo("finished before (--force starts over)", err=True)
             if wish.track_flow or wish.last_full:
                 click.echo("note: --track and --last-full act while a cell runs, not on a finished one", err=True)
-            for told in cell.changed_since(outcome.record.scheme.source):
+            for told in cells[0].changed_since(outcome.record.scheme.source):
                 click.echo(f"stale: {told}", err=True)
         _show_outcome(outcome, given["form"])
     processes.close()
@@ -193,9 +203,54 @@ def run(**given: Any) -> None:
         raise SystemExit(1)
 
 
+def _grid(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is asked of each cell: schemes x densities x seeds. Of several schemes, dense has its own density."""
+    from rpbench.catalog import find_scheme
+    from rpbench.cell import read_density
+
+    if given["density"] and given["sparsity"]:
+        raise click.UsageError("give --density or --sparsity, not both: sparsity is 1 - density")
+    densities = [read_density(d, None) for d in given["density"]] + [read_density(None, s) for s in given["sparsity"]]
+    same = ("task", "model", "sampler", "mask_seed", "init_seed", "order_seed", "precision")
+    shared = {key: given[key] for key in (*same, "limit", "limit_test", "micro_batch")}
+    asked = []
+    for scheme in given["scheme"] or [None]:
+        fixed = len(given["scheme"]) > 1 and find_scheme(scheme)[0].density is not None
+        for density in [None] if fixed else densities or [None]:
+            for seed in given["seed"]:
+                one = {"scheme": scheme, "density": density, "seed": seed, "overrides": given["settings"], **shared}
+                if one not in asked:
+                    asked.append(one)
+    return asked
+
+
+def _run_several(cells: list[Cell], asked: list[dict[str, Any]], wish: Any, slots: int | None, form: str) -> None:
+    """Run cells at once and show one line for each; exit code 1 unless all are ok."""
+    import sys
+
+    from rpbench.pack import run_packed
+    from rpbench.progress import Several
+    from rpbench.show import cells_text
+
+    names = [f"{cell.scheme.name} {cell.density:g} s{cell.seeds.run}" for cell in cells]
+    watch = Several(names, shown=sys.stderr.isatty())
+    try:
+        ends = run_packed(asked, wish, slots, watch)
+    finally:
+        watch.close()
+    records = [end.outcome.record for end in ends if end.outcome]
+    if form == "json":
+        click.echo(json.dumps([record.as_json() for record in records], indent=1))
+    else:
+        click.echo(cells_text(records))
+        click.echo(f"records: {wish.store}")
+    if len(records) < len(ends) or any(record.status != "ok" for record in records):
+        raise SystemExit(1)
+
+
 @main.command()
 @_task_options
-@_scheme_options
+@_scheme_options()
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of initial weights and data order.")
 @click.option("--init-seed", type=int, help="Seed of the initial weights alone.")
 @click.option("--order-seed", type=int, help="Seed of the data order alone.")
@@ -330,11 +385,15 @@ def data_check(names: tuple[str, ...], folders: tuple[str, ...], form: str) -> N
         raise SystemExit(1)
 
 
-def _announcement(cell: Cell) -> str:
+def _announcement(cells: list[Cell]) -> str:
+    cell = cells[0]
     recipe = cell.task.recipe
+    what = f"{cell.scheme.name} at density {cell.density:g}, seed {cell.seeds.run}"
+    if len(cells) > 1:
+        what = f"{len(cells)} cells"
     return (
-        f"{cell.task.name}@{cell.task.version}: {cell.model.name}, {cell.scheme.name} at density {cell.density:g}, "
-        f"seed {cell.seeds.run}: {recipe.epochs} epochs, batch {recipe.batch}, {cell.precision}"
+        f"{cell.task.name}@{cell.task.version}: {cell.model.name}, {what}: "
+        f"{recipe.epochs} epochs, batch {recipe.batch}, {cell.precision}"
     )
 
 

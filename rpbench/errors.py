@@ -10,7 +10,8 @@ RpbenchError
 ├── SchemeError           a scheme or sampler broke its contract (off budget, NaN, unknown layers)
 │   └── ScoreError        its scores rank nothing: not finite, or all equal
 ├── InfeasibleBudget      the scheme cannot meet this budget; the message names the densities that it can meet
-└── MaskError             a pruned weight is not zero, or two processes disagree on a mask
+├── MaskError             a pruned weight is not zero, or two processes disagree on a mask
+└── Interrupted           a signal asked a run to stop, and it has stopped (exit code 128 + its number)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import signal
 from collections.abc import Iterable
 
 
@@ -105,3 +107,11 @@ def _round_up(x: float) -> float:
 
 def _round_down(x: float) -> float:
     return math.floor(x * 1e6) / 1e6
+
+
+class Interrupted(RpbenchError):
+    """A signal asked the run to stop; everything up to here is in the checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")

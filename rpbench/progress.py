@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpbench.pack import End
     from rpbench.train import State
 
 
@@ -65,6 +66,50 @@ class Terminal(Quiet):
 
     def _describe(self, state: State) -> None:
         self.bar.set_description_str(f"epoch {min(state.epoch + 1, self.epochs)}/{self.epochs}", refresh=False)
+
+
+class Several:
+    """One bar over many cells, and a line for each that ends."""
+
+    def __init__(self, names: Sequence[str], shown: bool) -> None:
+        self.names, self.done, self.ends = names, [0.0] * len(names), 0
+        self.bar: Any = None
+        if shown:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=len(names),
+                bar_format="{desc} |{bar:20}| {percentage:3.0f}% {elapsed}, {remaining} left",
+                file=sys.stderr,
+                leave=False,
+                mininterval=0.2,
+                desc=f"0/{len(names)} cells",
+            )
+
+    def at(self, index: int, done: float) -> None:
+        if self.bar is not None:
+            self.bar.update(done - self.done[index])
+        self.done[index] = done
+
+    def said(self, index: int, text: str) -> None:
+        if text.startswith("note: "):
+            self._line(f"{self.names[index]}: {text}")
+
+    def ended(self, index: int, end: End) -> None:
+        self.ends += 1
+        if self.bar is not None:
+            self.bar.set_description_str(f"{self.ends}/{len(self.names)} cells", refresh=False)
+        self.at(index, 1.0)
+        self._line(f"{self.names[index]}: {end.word}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.clear()
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress(quiet: bool = False) -> Quiet:

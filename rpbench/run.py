@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.draft import Draft
 from rpbench.engine import EngineName, choose, graphs_of
-from rpbench.errors import InfeasibleBudget, MaskError, MissingData, ModelError, ScoreError, StoreError
+from rpbench.errors import InfeasibleBudget, Interrupted, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.layers import LayerTable, layer_table, output_shape
 from rpbench.machine import Processes, environment, peak_memory_mb
@@ -35,9 +36,13 @@ from rpbench.planning import plan_table
 from rpbench.progress import Quiet
 from rpbench.record import RunRecord
 from rpbench.scheme import Batch, Probe
+from rpbench.signals import noted_signals
 from rpbench.step import Learner, Machine, make_optimizer
 from rpbench.store import FINISHED, CellFolder
-from rpbench.train import Diverged, Fit, Interrupted, State, fit
+from rpbench.train import Diverged, Fit, State, training
+
+T = TypeVar("T")
+Turns = Generator[None, None, T]  # pauses after every training step
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Wish:
     track_flow: bool = False
     workers: int | None = None
     engine: EngineName = "auto"
+    packed: int = 1  # cells that share the machine at the time, this one included
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,21 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
 
     Raises UsageError and its kin before anything is written, StoreError where another process works on the cell,
     Interrupted after a checkpoint. A cell that fails, diverges or is infeasible ends in a record all the same.
+    """
+    running = turns(cell, wish, progress, processes)
+    while True:
+        try:
+            next(running)
+        except StopIteration as ended:
+            outcome: Outcome = ended.value
+            return outcome
+
+
+def turns(
+    cell: Cell, wish: Wish, progress: Quiet, processes: Processes, caught: list[int] | None = None
+) -> Turns[Outcome]:
+    """`run_cell` as a generator that pauses after every training step, so that several cells can take turns; it
+    returns the outcome. `caught` are the signals noted by whoever drives; without it they are noted here.
     """
     limits = Limits(cell.limit, cell.limit_test)
     try:
@@ -98,11 +119,11 @@ def run_cell(cell: Cell, wish: Wish, progress: Quiet, processes: Processes) -> O
         sampler_args=options.plain(cell.sampler_args),
         facts=images.facts,
         skipped=images.skipped,
-        env=environment(processes, cell.precision),
+        env=environment(processes, cell.precision) | {"packed": wish.packed},
     )
     folder = CellFolder(wish.store, draft.run_id)
-    work = _Work(cell, wish, draft, folder, images, net, progress, processes)
-    return work.run()
+    work = _Work(cell, wish, draft, folder, images, net, progress, processes, caught)
+    return (yield from work.run())
 
 
 def initial_net(cell: Cell) -> nn.Module:
@@ -147,7 +168,9 @@ class _Work:
         net: nn.Module,
         progress: Quiet,
         processes: Processes,
+        caught: list[int] | None,
     ) -> None:
+        self.caught = caught
         self.cell, self.wish, self.draft, self.folder, self.images = cell, wish, draft, folder, images
         self.net, self.progress, self.processes = net, progress, processes
         assert images.train is not None
@@ -160,7 +183,7 @@ class _Work:
         # an epoch is selected by the precision it was trained in; what is reported is fp32 for every cell
         self.validation_passes = replace(self.passes, precision=cell.precision)
 
-    def run(self) -> Outcome:
+    def run(self) -> Turns[Outcome]:
         """Plan first: what is wrong with a scheme is said before anything is written."""
         plan: dict[str, Any] | Exception | None = None
         resumes = self.folder.checkpoint.is_file() and not self.wish.force
@@ -181,11 +204,11 @@ class _Work:
                 if self.wish.force:
                     self.folder.clean(everything=True)
                 self.processes.share(None)
-                return self._ended(plan)
+                return (yield from self._ended(plan))
         self._locked(self.processes.share(None))
         if record := self.processes.share(None):
             return Outcome(record, self.folder.folder, found=True)
-        return self._ended(plan)
+        return (yield from self._ended(plan))
 
     def _locked(self, mine: bool) -> None:
         if not mine:
@@ -216,13 +239,13 @@ class _Work:
             "masks": drawn,
         }
 
-    def _ended(self, plan: dict[str, Any] | Exception | None) -> Outcome:
+    def _ended(self, plan: dict[str, Any] | Exception | None) -> Turns[Outcome]:
         """The cell's record, whatever way it ends; only an interruption leaves none."""
         if isinstance(plan, Exception):
             status = "infeasible" if isinstance(plan, InfeasibleBudget) else "failed"
             return self._write(self.draft.record(status, error=str(plan)))
         try:
-            return self._trained(plan)
+            return (yield from self._trained(plan))
         except (Interrupted, StoreError, KeyboardInterrupt):
             raise
         except Diverged as error:
@@ -239,7 +262,7 @@ class _Work:
             return f"out of memory: try --micro-batch {max(1, share // 2)}, or a smaller model"
         return f"{type(error).__name__}: {error}"
 
-    def _trained(self, plan: dict[str, Any] | None) -> Outcome:
+    def _trained(self, plan: dict[str, Any] | None) -> Turns[Outcome]:
         draft, processes = self.draft, self.processes
         loaded = processes.share(checkpoint.load(self.folder, processes.world) if processes.first else None)
         drawn = self._masks(plan, loaded)
@@ -249,7 +272,7 @@ class _Work:
         state, track = loaded.state if loaded else State(), []
         began, before = time.monotonic(), state.total_seconds
         try:
-            track = self._fit(bound, state, loaded)
+            track = yield from self._fit(bound, state, loaded)
         finally:
             self.progress.close()
             draft.seconds = before + time.monotonic() - began
@@ -258,7 +281,9 @@ class _Work:
         selected, last = self._score(bound, state)
         draft.digest_end = masks.digest(bound.masks())
         draft.seconds = before + time.monotonic() - began
-        draft.peak_mb = peak_memory_mb(processes.device)
+        # a GPU's peak is that of all cells of this process
+        together = self.wish.packed > 1 and processes.device.type == "cuda"
+        draft.peak_mb = None if together else peak_memory_mb(processes.device)
         if track and processes.first:
             self._write_track(track)
         return self._write(draft.record("ok", selected, last, state), selected, last, drawn)
@@ -275,7 +300,7 @@ class _Work:
         cell = self.cell
         return ready or cell.sampler.draw(self.draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
 
-    def _fit(self, bound: masks.Bound, state: State, loaded: checkpoint.Loaded | None) -> list[torch.Tensor]:
+    def _fit(self, bound: masks.Bound, state: State, loaded: checkpoint.Loaded | None) -> Turns[list[torch.Tensor]]:
         """Train from `state` to the end; returns the tracked gradient norms."""
         cell, processes, device = self.cell, self.processes, self.processes.device
         recipe = cell.task.recipe
@@ -304,7 +329,9 @@ class _Work:
             self.progress.say(f"note: {note}")
         self.draft.env["engine"] = engine.name
         self.progress.start(recipe.epochs, learner.order.steps, recipe.batch, state)
-        fit(Fit(learner, engine, self._validate, keeper, self.progress), state)
+        work = Fit(learner, engine, self._validate, keeper, self.progress)
+        with noted_signals() if self.caught is None else nullcontext(self.caught) as caught:
+            yield from training(work, state, caught)
         return learner.track
 
     def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:

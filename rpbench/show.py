@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rpbench.cell import Cell
     from rpbench.planning import Plan
 
-__all__ = ["list_rows", "list_text", "plan_table_text", "record_text", "score_text", "show_text"]
+__all__ = ["cells_text", "list_rows", "list_text", "plan_table_text", "record_text", "score_text", "show_text"]
 
 
 def record_text(record: RunRecord) -> str:
@@ -39,6 +39,26 @@ def record_text(record: RunRecord) -> str:
         rows.insert(1, ("", f"top-1, epoch {last['epoch']} (last)", _percent(last["top1"])))
     tail = "" if record.protocol.on else "\noff protocol: no board ranks this record"
     return f"{head}\n{_table(rows)}{tail}"
+
+
+def cells_text(records: list[RunRecord]) -> str:
+    """One line for each of several records."""
+    rows = [
+        (
+            record.scheme.name,
+            f"{record.density.requested:g}",
+            str(record.seeds.run),
+            record.status,
+            _percent(record.metrics["top1"]) if record.metrics else "-",
+            f"{record.metrics['ece']:.4f}" if record.metrics else "-",
+            _duration(record.cost.seconds) if record.cost.seconds else "-",
+        )
+        for record in records
+    ]
+    return tabulate(
+        rows, headers=["scheme", "density", "seed", "status", "top-1", "ECE", "time"], disable_numparse=True,
+        colalign=("left", "right", "right", "left", "right", "right", "right"),
+    )  # fmt: skip
 
 
 def score_text(found: dict[str, Any]) -> str:

@@ -6,9 +6,7 @@ the process got there, on the engine that takes it, or on other trainings that t
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,7 @@ import torch
 
 from rpbench.data.order import Order
 from rpbench.engine import Engine
-from rpbench.errors import RpbenchError
+from rpbench.errors import Interrupted, RpbenchError
 from rpbench.step import Learner, rate
 
 LOOK_EVERY = {"cpu": 50, "cuda": 500}  # steps between looks at the loss: a look waits for the device
@@ -28,14 +26,6 @@ SAVE = 1  # what is agreed on: 0 nothing, SAVE a checkpoint, else the number of 
 
 class Diverged(RpbenchError):
     """The loss is not finite any more."""
-
-
-class Interrupted(RpbenchError):
-    """A signal asked the run to stop; everything up to here is in the checkpoint."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
 
 
 @dataclass
@@ -87,19 +77,11 @@ class Fit:
     save_seconds: float = 120.0
 
 
-def fit(work: Fit, state: State) -> None:
-    """Train to the recipe's last epoch.
-
-    Raises Diverged, Interrupted (after a checkpoint), or what the machine raises.
-    """
-    with noted_signals() as caught:
-        for _ in training(work, state, caught):
-            pass
-
-
 def training(work: Fit, state: State, caught: list[int]) -> Iterator[None]:
     """Train to the recipe's last epoch, a step each time the iterator is advanced, so that several trainings can take
-    turns. `caught` are the signals that have come meanwhile. Raises as `fit` does.
+    turns. `caught` are the signals that have come meanwhile.
+
+    Raises Diverged, Interrupted (after a checkpoint), or what the machine raises.
     """
     learner, machine = work.learner, work.learner.machine
     order = learner.order
@@ -185,25 +167,3 @@ def _agreed(work: Fit, wanted: int, step: int) -> int:
     if learner.machine.world == 1:
         return wanted
     return learner.machine.agree(wanted) if step % AGREE_EVERY == 0 else 0
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT are noted instead of killing; a second SIGINT interrupts at once."""
-    caught: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if number == signal.SIGINT and caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

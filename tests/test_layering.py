@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rpbench"
 LAYERS = [
     ["cli", "__main__"],
     ["show", "shelves", "scoring", "cell_plan"],
+    ["pack"],
     ["run"],
     ["checkpoint", "draft"],
     ["train", "progress", "evaluation", "connectivity", "machine"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["catalog"],
     ["masks", "files", "sampler"],
     ["scheme"],
-    ["budget", "options", "streams"],
+    ["budget", "options", "streams", "signals"],
     ["layers"],
     ["errors", ""],
 ]

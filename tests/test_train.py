@@ -14,7 +14,7 @@ from rpbench.data.order import Order
 from rpbench.engine import Eager
 from rpbench.step import Learner, Machine, gradient_flow, make_optimizer, rate
 from rpbench.task import Recipe, load_task
-from rpbench.train import Diverged, Fit, State, fit
+from rpbench.train import Diverged, Fit, State, training
 
 
 @dataclass
@@ -157,7 +157,8 @@ def test_selection_takes_the_first_strict_maximum() -> None:
     recipe = RECIPE.model_copy(update={"epochs": 6})
     mine, nothing = work(learner(small_net(), recipe, training=Batches()), lambda: (next(accuracies), 1.0))
     state = State()
-    fit(mine, state)
+    for _ in training(mine, state, []):
+        pass
     assert (state.best_epoch, state.best_top1) == (4, 0.6)
     assert nothing.kept == [0, 1, 4]
     assert [row["epoch"] for row in state.curve] == [1, 2, 3, 4, 5, 6]
@@ -166,7 +167,7 @@ def test_selection_takes_the_first_strict_maximum() -> None:
 def test_a_loss_that_explodes_is_noticed() -> None:
     recipe = RECIPE.model_copy(update={"lr": 1e30})
     with pytest.raises(Diverged, match="not finite|loss is"):
-        fit(work(learner(small_net(), recipe, training=Batches()))[0], State())
+        list(training(work(learner(small_net(), recipe, training=Batches()))[0], State(), []))
 
 
 def test_precision_bf16_trains_in_float32_weights() -> None:
