@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rpbench.batchnorm import AccurateBatchNorm
 from rpbench.data.opened import Training
 from rpbench.data.order import Order
 from rpbench.masks import Bound
@@ -72,7 +73,7 @@ class Learner:
         for i, (images, classes) in enumerate(pieces):
             no_sync = getattr(machine.wrapped, "no_sync", None)
             with no_sync() if no_sync is not None and i < len(pieces) - 1 else contextlib.nullcontext():
-                with autocast(machine.device, machine.precision):
+                with autocast(machine.device, machine.precision), AccurateBatchNorm():
                     logits = machine.wrapped(images)
                 logits = logits.float()
                 loss = functional.cross_entropy(

@@ -14,6 +14,10 @@ PACKAGE = ROOT / "rpbench"
 LAYERS = [
     ["cli", "__main__"],
     ["show", "shelves", "scoring", "cell_plan"],
+    ["bench.runs"],
+    ["bench.eval"],
+    ["bench.engine", "bench.usual", "bench.data"],
+    ["bench", "bench.race"],
     ["pack"],
     ["run"],
     ["checkpoint", "draft"],
@@ -29,7 +33,7 @@ LAYERS = [
     ["catalog"],
     ["masks", "files", "sampler"],
     ["scheme"],
-    ["budget", "options", "streams", "signals"],
+    ["budget", "options", "streams", "signals", "batchnorm"],
     ["layers"],
     ["errors", ""],
 ]

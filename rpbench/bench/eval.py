@@ -1,0 +1,83 @@
+"""Evaluation against the usual loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rpbench.bench.engine import Subject
+from rpbench.bench.race import Turn, repeated, stepping
+
+if TYPE_CHECKING:
+    from rpbench.evaluation import Passes
+
+LOGITS = 1e-4  # how far our fp32 logits may be from a plain pass', of their largest
+AGREEMENT = 0.98  # bf16 predictions that are fp32's: logits of an untrained net lie close to each other
+
+
+def passes_of(subject: Subject, precision: str) -> Passes:
+    """How rpbench evaluates."""
+    from rpbench.evaluation import Passes
+    from rpbench.machine import best_device
+
+    task = subject.declared()
+    return Passes(best_device(), task.data, task.evaluation.batch, precision=precision)
+
+
+def turns(subject: Subject) -> dict[str, Turn]:
+    """The turn of the usual loop, and of ours at both precisions: from images to top-1 and loss."""
+    import torch
+
+    from rpbench.bench import usual
+    from rpbench.machine import best_device
+
+    device = best_device()
+    task, images = subject.declared(), subject.images()
+    net, _ = subject.net()
+    pictures = usual.Pictures(images.pixels, images.labels, usual.evaluation_transform(task))
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    modes = {"usual": stepping(usual.evaluation_steps(net, pictures, device), wait)}
+    for precision in ("fp32", "bf16"):
+        modes[precision] = repeated(_ours(subject, precision), wait)
+    return modes
+
+
+def _ours(subject: Subject, precision: str) -> Callable[[], int]:
+    import torch
+
+    passes, images = passes_of(subject, precision), subject.images()
+    net, _ = subject.net()
+    net = net.to(passes.device).to(memory_format=torch.channels_last)
+
+    def once() -> int:
+        passes.accuracy_and_loss(net, images)
+        return len(images)
+
+    return once
+
+
+def gate(subject: Subject) -> list[str]:
+    """What is wrong with our logits, in sentences."""
+    import torch
+
+    net, _ = subject.net()
+    images = subject.images().take(np.arange(500))
+    ours = {precision: passes_of(subject, precision) for precision in ("fp32", "bf16")}
+    device = ours["fp32"].device
+    net = net.to(device).eval()
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (ours["fp32"].data.mean, ours["fp32"].data.std))
+    with torch.no_grad():
+        x = torch.from_numpy(np.array(images.pixels)).to(device).permute(0, 3, 1, 2).float().div(255)
+        plain = net(((x - mean) / std).contiguous()).cpu().numpy()
+    net = net.to(memory_format=torch.channels_last)
+    found = {precision: passes.logits(net, images) for precision, passes in ours.items()}
+    wrong = []
+    off = float(np.abs(found["fp32"] - plain).max() / np.abs(plain).max())
+    if not off <= LOGITS:
+        wrong.append(f"our fp32 logits are off a plain pass' by {off:.1e} of the largest (at most {LOGITS:.0e})")
+    same = float((found["bf16"].argmax(1) == plain.argmax(1)).mean())
+    if same < AGREEMENT:
+        wrong.append(f"{same:.1%} of our bf16 predictions are those of fp32 (at least {AGREEMENT:.0%})")
+    return wrong
