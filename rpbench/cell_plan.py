@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from rpbench.cell import Cell
@@ -26,9 +27,7 @@ def plan_cell(cell: Cell, data: Iterable[str] = (), workers: int | None = None) 
     if cell.scheme.kind == "shape":
         with _Undrawn():
             net = initial_net(cell)
-        small = sum(p.numel() for p in net.parameters()) < 30_000_000
-        table = layer_table(net, shape, ghost=not small)
-        return plan_table(table, cell.scheme, cell.density, None, cell.scheme_args), []
+        return plan_table(layer_table(net, shape), cell.scheme, cell.density, None, cell.scheme_args), []
     workers = default_workers(1) if workers is None else workers
     train, _, notes = opened.open_training(cell.task, Roots.read(data), Limits(cell.limit), workers)
     net = initial_net(cell)
@@ -37,10 +36,17 @@ def plan_cell(cell: Cell, data: Iterable[str] = (), workers: int | None = None) 
     return plan_table(table, cell.scheme, cell.density, probe, cell.scheme_args), notes
 
 
+_DRAWS: Any = {
+    torch.Tensor.normal_, torch.Tensor.uniform_,
+    init.normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_,
+}  # fmt: skip
+
+
 class _Undrawn(TorchFunctionMode):
-    """Initial weights are zeros instead of random: shapes are all that is asked for, and drawing takes longer."""
+    """Initial weights are not drawn: shapes are all that is asked for."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0].zero_()
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

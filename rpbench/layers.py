@@ -80,11 +80,8 @@ class LayerTable(Sequence[Layer]):
         return iter(self.layers)
 
 
-def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None, *, ghost: bool = True) -> LayerTable:
+def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> LayerTable:
     """The table of `model`, multiply-adds counted for one example of `input_shape` (channels, height, width).
-
-    They are counted on a copy without storage, or with `ghost=False` by a real pass of `model` itself: slower for
-    large nets, but torch needs a second to import what it does without arithmetic with.
 
     Raises ModelError for a net without prunable weights, with weights that are not plain parameters, or that cannot
     take an input of that shape.
@@ -92,7 +89,7 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...] | None = None, *,
     found = list(_prunable(model))
     if not found:
         raise ModelError(f"{type(model).__name__} has no convolution or linear weight to prune")
-    macs = _pass_of_two(model, input_shape, ghost)[0] if input_shape is not None else {}
+    macs = _pass_of_two(model, input_shape)[0] if input_shape is not None else {}
     layers = tuple(
         Layer(name, tuple(weight.shape), kind, groups, None if input_shape is None else macs.get(name, 0))
         for name, weight, kind, groups in found
@@ -156,14 +153,14 @@ def _notes(model: nn.Module, layers: tuple[Layer, ...], counted: bool) -> Iterat
 
 def output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `model` gives for a batch of two examples. Raises ModelError where it cannot take them."""
-    return _pass_of_two(model, input_shape, ghost=True)[1]
+    return _pass_of_two(model, input_shape)[1]
 
 
-def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...], ghost: bool) -> tuple[dict[str, int], tuple[int, ...]]:
+def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
     """(multiply-adds per example of every layer, output shape) of one forward pass of two examples.
 
-    The pass runs without arithmetic on the meta device; a net that cannot do that (it makes tensors of its own on the
-    CPU, say) runs for real. Two, because some nets squeeze a batch of one away.
+    The pass is of a copy without weights; a net that writes into its weights runs with weights of its own. Two,
+    because some nets squeeze a batch of one away.
     """
     given = input_shape
     try:
@@ -172,18 +169,14 @@ def _pass_of_two(model: nn.Module, input_shape: tuple[int, ...], ghost: bool) ->
         input_shape = ()
     if not input_shape or min(input_shape) < 1:
         raise ModelError(f"input_shape {given} is not (channels, height, width) of one example: whole numbers from 1")
-    ghostly = all(p.is_meta for p in model.parameters())
     try:
-        return _observed(on_meta(model) if ghost and not ghostly else model, input_shape)
-    except Exception as error:
-        failed = error
-    if ghost and not ghostly:
+        return _observed(_weightless(model), input_shape)
+    except Exception:
         try:
             return _observed(copy.deepcopy(model), input_shape)
         except Exception as error:
-            failed = error
-    reason = str(failed).strip().splitlines()[0] if str(failed).strip() else type(failed).__name__
-    raise ModelError(f"{type(model).__name__} cannot take an input of shape {input_shape}: {reason}") from failed
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"{type(model).__name__} cannot take an input of shape {input_shape}: {reason}") from error
 
 
 def _observed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
@@ -210,36 +203,62 @@ def _observed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, i
     return macs, tuple(getattr(out, "shape", ()))
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy without storage: cheap even for nets of gigabytes."""
-    import torch
+def _weightless(model: nn.Module) -> nn.Module:
+    """A copy whose weights are one zero each, seen in the weight's shape: cheap even for nets of gigabytes.
 
+    Attention's are copied, as torch applies them for real, and slowly where they have no storage.
+    """
+    from torch import nn
+
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    applied = {id(p) for attention in attentions for p in attention.parameters()}
     memo: dict[int, Any] = {}
     for p in model.parameters():
-        memo[id(p)] = torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
+        if id(p) not in applied:
+            memo[id(p)] = nn.Parameter(p.new_zeros(()).expand(p.shape), requires_grad=False)
     return copy.deepcopy(model, memo)
 
 
 def _counting_calls(add: Add) -> Any:
     """A context that calls add(weight, number of positions at which the weight matrix is applied) for every linear and
-    convolution call, whether a module makes it or the net itself (torchvision's Swin does)."""
+    convolution call, whether a module makes it or the net itself (torchvision's Swin does).
+
+    The calls are made for one channel in and out, which gives the shape of their output, and the output is zero. The
+    meta device would do without arithmetic too, but torch imports for more than a second on the first use of it.
+    """
     import torch
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
 
-    convolutions = (torch.conv1d, torch.conv2d, torch.conv3d)
+    first = ("input", "weight", "bias", "stride", "padding")
+    arguments: dict[Any, tuple[str, ...]] = {functional.linear: first[:3]}
+    arguments |= dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (*first, "dilation", "groups"))
     transposed = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+    arguments |= dict.fromkeys(transposed, (*first, "output_padding", "groups", "dilation"))
 
     class Calls(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = function(*args, **(kwargs or {}))
-            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
-            if function is functional.linear or function in convolutions:
-                add(given["weight"], out.numel() / given["weight"].shape[0])
-            elif function in transposed:
-                add(given["weight"], given["input"].numel() / given["weight"].shape[0])
+            kwargs = kwargs or {}
+            if function not in arguments:
+                return function(*args, **kwargs)
+            given = dict(zip(arguments[function], args, strict=False)) | kwargs
+            x, weight = given["input"], given["weight"]
+            if not 2 <= weight.dim() <= x.dim() + 1:
+                return function(*args, **kwargs)
+            inside, outside = weight.shape[1] * given.get("groups", 1), weight.shape[0]
+            if function in transposed:
+                inside, outside = outside, inside
+            channels = 1 - weight.dim()  # the dimension of x that the weight matrix is applied along
+            if x.shape[channels] != inside:
+                return function(*args, **kwargs)  # raises, and says why
+            thin = {"input": x.narrow(channels, 0, 1), "weight": weight[:1, :1], "bias": None}
+            if "groups" in given:
+                thin["groups"] = 1
+            out = function(**given | thin)
+            shape = list(out.shape)
+            shape[channels] = outside
+            out = out.new_zeros(shape)
+            add(weight, x.numel() / inside if function in transposed else out.numel() / outside)
             return out
 
     return Calls()

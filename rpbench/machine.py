@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-KEPT_BY_MALLOC = (2**30, 2**25)  # bytes; older glibcs refuse the first
+KEPT_BY_MALLOC = {M_TRIM_THRESHOLD: 2**30, M_MMAP_THRESHOLD: 2**25}  # bytes; glibc never maps fewer than the second
 
 
 def best_device() -> torch.device:
@@ -40,7 +41,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    return all(any(mallopt(what, size) for size in KEPT_BY_MALLOC) for what in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+    return all([bool(mallopt(what, size)) for what, size in KEPT_BY_MALLOC.items()])
 
 
 class Processes:
@@ -125,7 +126,6 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
     """What a number may depend on: versions, device, processes, determinism."""
     import accelerate
     import numpy
-    import torchvision
 
     import rpbench
 
@@ -136,7 +136,7 @@ def environment(processes: Processes, precision: str) -> dict[str, Any]:
         "git": _git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "accelerate": accelerate.__version__,
         "numpy": numpy.__version__,
         "platform": f"{platform.system()} {platform.machine()}",

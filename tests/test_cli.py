@@ -286,6 +286,41 @@ assert 'torch' not in sys.modules"""
         assert done.returncode == 0, (args, done.stderr)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--task", "cifar10", "--model", "resnet20", "--scheme", "erk", "--density", "0.1"],
+        ["--task", "imagenet", "--model", "wrn50", "--scheme", "erk", "--density", "0.3"],
+    ],
+    ids=["digits", "cifar", "imagenet"],
+)
+def test_plan_imports_torch_and_nothing_else_that_is_slow(args: list[str]) -> None:
+    code = f"""import contextlib, sys
+from rpbench.cli import main
+with contextlib.suppress(SystemExit): main({["plan", *args]!r})
+slow = ('torch', 'torch._dynamo', 'sympy', 'torchvision', 'sklearn', 'scipy', 'pandas', 'datasets', 'accelerate')
+print(*(name for name in slow if name in sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, last, imported = done.stdout.splitlines()
+    assert last.startswith("MACs ")
+    assert imported == "torch"
+
+
+def test_training_starts_without_scikit_learn_and_torchvision(tmp_path: Path) -> None:
+    code = """import sys
+import rpbench.train
+from rpbench.cli import main
+def first_step(*_):
+    print(*(name for name in ('sklearn', 'torchvision', 'pandas', 'datasets') if name in sys.modules), '.')
+    raise KeyboardInterrupt
+rpbench.train.train_step = first_step
+main(['run'])"""
+    env = os.environ | {"RPBENCH_STORE": str(tmp_path / "runs"), "RPBENCH_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stdout) == (130, ".\n"), done.stderr
+
+
 def test_interrupted_outside_of_training(monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
     import rpbench.run
 

@@ -117,6 +117,27 @@ def upscaling() -> nn.Module:
     )
 
 
+def padded() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 4, padding="same"),
+        nn.Conv2d(4, 6, (3, 1), padding=(1, 0), padding_mode="circular", groups=2),
+        nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2),
+    )
+
+
+class Renormalised(nn.Module):
+    """Writes into its weight with every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.fc.weight.div_(self.fc.weight.norm())
+        return self.fc(x)
+
+
 def volume() -> nn.Module:
     return nn.Sequential(nn.Conv3d(1, 4, 3), nn.ConvTranspose3d(4, 2, 2), nn.Flatten(), nn.Linear(250, 3))
 
@@ -136,6 +157,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "on_tokens": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Flatten(), nn.Linear(40, 3)), (5, 6)),
     "1d": (pathways, (2, 20)),
     "transposed": (upscaling, (3, 15, 15)),
+    "padded": (padded, (3, 7, 9)),
     "3d": (volume, (1, 6, 6, 6)),
     "encoder": (encoder, (5, 8)),
     "tied": (Tied, (6,)),
@@ -150,6 +172,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "attention_without_weights": (functools.partial(Attending, "no_weights"), (5, 8)),
     "attention_of_other_widths": (functools.partial(Attending, "cross", kdim=6, vdim=6), (5, 8)),
     "cpu_tensors": (MakesTensors, (1, 6, 6)),
+    "renormalised": (Renormalised, (6,)),
 }
 
 
@@ -181,6 +204,14 @@ def test_multiply_adds_are_torchs(name: str) -> None:
     table = layer_table(model, shape)
     assert sum(layer.macs or 0 for layer in table) == counted(model, shape)["Global"]
     assert not any("never used" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in ("vgg16", "resnet50", "convnext_tiny")])
+def test_multiply_adds_do_not_depend_on_the_device(name: str) -> None:
+    """Nets with weights are counted as those on the meta device are."""
+    model, shape = on("cpu", name)
+    ghost, _ = on(device_of(name), name)
+    assert layer_table(model, shape) == layer_table(ghost, shape)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16", "resnet50", "mobilenet_v2", "convnext_tiny", "mlp", "1d", "3d"])
@@ -350,7 +381,7 @@ def test_a_wrong_size_raises() -> None:
         layer_table(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 2)), (3, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "encoder", "cpu_tensors", "tied"])
+@pytest.mark.parametrize("name", ["resnet20", "encoder", "cpu_tensors", "tied", "renormalised"])
 @pytest.mark.parametrize("train", [True, False])
 def test_the_net_is_left_as_it_was(name: str, train: bool) -> None:
     model, shape = on("cpu", name)

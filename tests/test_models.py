@@ -16,7 +16,7 @@ from torch import nn
 import rpbench
 from rpbench.errors import UnknownName
 from rpbench.layers import LayerTable, layer_table
-from rpbench.models import Family, build, list_models, resolve
+from rpbench.models import Family, build, imagenet, list_models, resolve
 from rpbench.models.cifar import VGG, Block, ResNet
 from rpbench.models.names import cifar_resnet
 
@@ -167,10 +167,10 @@ def test_what_is_no_cifar_resnet(name: str) -> None:
     ("name", "family", "kind"),
     [
         ("resnet50", "cifar", ResNet),
-        ("resnet50", "imagenet", torchvision.models.ResNet),
-        ("resnet18", "cifar", torchvision.models.ResNet),
-        ("resnet18", "imagenet", torchvision.models.ResNet),
-        ("wrn50", "cifar", torchvision.models.ResNet),
+        ("resnet50", "imagenet", imagenet.ResNet),
+        ("resnet18", "cifar", imagenet.ResNet),
+        ("resnet18", "imagenet", imagenet.ResNet),
+        ("wrn50", "cifar", imagenet.ResNet),
         ("resnet20", "imagenet", ResNet),
         ("vgg16", "imagenet", VGG),
     ],
@@ -179,10 +179,25 @@ def test_a_name_means_what_its_task_means(name: str, family: Family, kind: type[
     assert type(made(name, family, 10)) is kind
 
 
-def test_wrn50_is_torchvisions_wide_resnet() -> None:
-    with torch.device("meta"):
-        theirs = torchvision.models.wide_resnet50_2()
-    assert layer_table(made("wrn50", "imagenet", 1000)) == layer_table(theirs)
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", imagenet.PLANS)
+def test_imagenet_nets_are_torchvisions_to_the_last_bit(name: str) -> None:
+    """The same names, initial weights and draws, outputs and gradients."""
+    torch.manual_seed(5)
+    ours = build(resolve(name, "imagenet"), 7, 3, 64)
+    drawn_by_ours = torch.get_rng_state()
+    torch.manual_seed(5)
+    theirs = torchvision.models.get_model("wide_resnet50_2" if name == "wrn50" else name, num_classes=7)
+    assert torch.equal(torch.get_rng_state(), drawn_by_ours)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    x = torch.rand(2, 3, 32, 32)
+    outs = ours(x), theirs(x)
+    assert torch.equal(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(map(torch.equal, ours.buffers(), theirs.buffers()))
 
 
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])

@@ -124,16 +124,16 @@ def stepping(steps: Iterator[int], finish: Callable[[], None] = lambda: None) ->
 def machine_facts() -> dict[str, Any]:
     """What a timing depends on."""
     import platform
+    from importlib.metadata import version
 
     import torch
-    import torchvision
 
     from rpbench.machine import processor
 
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rpbench import streams
+from rpbench.errors import DataError
 from rpbench.task import ImageSet
 
 Pixels = NDArray[np.uint8]
@@ -17,24 +20,32 @@ Labels = NDArray[np.int64]
 
 def digits() -> tuple[Pixels, Labels]:
     """The 1,797 digits of scikit-learn as (n, 8, 8, 1) uint8 (0..16 scaled to 0..255) and their classes."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    return np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int64)
+    table = np.loadtxt(_shipped("data/digits.csv.gz"), delimiter=",")  # 64 pixels and the class
+    return np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64)
 
 
 def photos() -> tuple[Pixels, Labels]:
     """8x8 grey patches of scikit-learn's two photographs, (n, 8, 8, 1) uint8, all that fit without overlap."""
-    from sklearn.datasets import load_sample_images
-
     patches = []
-    for photo in load_sample_images().images:  # (427, 640, 3) uint8
-        grey = photo.astype(np.uint32).sum(axis=2) // 3
+    for name in ("china.jpg", "flower.jpg"):
+        with Image.open(_shipped(f"images/{name}")) as photo:
+            pixels = np.asarray(photo)  # (427, 640, 3) uint8
+        grey = pixels.astype(np.uint32).sum(axis=2) // 3
         h, w = grey.shape[0] // 8 * 8, grey.shape[1] // 8 * 8
         tiles = grey[:h, :w].reshape(h // 8, 8, w // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8)
         patches.append(tiles.astype(np.uint8))
     everything = np.concatenate(patches)[..., None]
     return everything, np.zeros(len(everything), dtype=np.int64)
+
+
+def _shipped(name: str) -> Path:
+    """A file of scikit-learn's datasets. Importing scikit-learn to read it takes longer than training an epoch."""
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, "datasets", name)
+        if path.is_file():
+            return path
+    raise DataError(f"the installation is incomplete: scikit-learn's {name} is missing")
 
 
 EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": digits, "photos": photos}

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,7 @@ def load(located: Located, size: int, channels: int) -> ResidentImages:
     Raises DataError for files that cannot be read.
     """
     if located.layout == "embedded":
-        # cached too: reading them imports scikit-learn, which takes longer than training an epoch
-        folder = cache_folder() / "images" / f"{located.image_set.name}-scikit-learn-{version('scikit-learn')}"
-        if (cached := _read_cache(folder)) is not None:
-            pixels, labels, _ = cached
-        else:
-            pixels, labels = canonical(*embedded.EMBEDDED[located.image_set.name]())
-            _write_cache(folder, pixels, labels, fingerprint(pixels, labels))
+        pixels, labels = canonical(*embedded.EMBEDDED[located.image_set.name]())
         start = 0
         for name, split in located.image_set.splits.items():
             if name == located.split:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 Family = Literal["cifar", "imagenet"]
 
 IMAGENET = {
-    "resnet18": ("resnet18", "torchvision ResNet-18"),
-    "resnet34": ("resnet34", "torchvision ResNet-34"),
-    "resnet50": ("resnet50", "torchvision ResNet-50 (stride in the 3x3)"),
-    "resnet101": ("resnet101", "torchvision ResNet-101"),
-    "wrn50": ("wide_resnet50_2", "torchvision Wide ResNet-50-2"),
+    "resnet18": "torchvision ResNet-18",
+    "resnet34": "torchvision ResNet-34",
+    "resnet50": "torchvision ResNet-50 (stride in the 3x3)",
+    "resnet101": "torchvision ResNet-101",
+    "wrn50": "torchvision Wide ResNet-50-2",
 }
 VGG = ("vgg11", "vgg13", "vgg16", "vgg19")
 
@@ -61,7 +61,7 @@ def build(model: ModelName, classes: int, channels: int, size: int) -> nn.Module
     if model.family == "imagenet":
         from rpbench.models import imagenet
 
-        return imagenet.build(IMAGENET[model.name][0], classes, channels)
+        return imagenet.build(model.name, classes, channels)
     return _build_from_file(model.name, {"classes": classes, "channels": channels, "size": size})
 
 
@@ -81,7 +81,7 @@ def list_models() -> list[Row]:
     rows += [
         {"name": n, "summary": text, "source": he if n != "wrn50" else "https://arxiv.org/abs/1605.07146"}
         | {"family": "imagenet"}
-        for n, (_, text) in IMAGENET.items()
+        for n, text in IMAGENET.items()
     ]
     return rows
 
