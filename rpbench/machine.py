@@ -41,7 +41,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    return all([bool(mallopt(what, size)) for what, size in KEPT_BY_MALLOC.items()])
+    return all(bool(mallopt(what, size)) for what, size in KEPT_BY_MALLOC.items())
 
 
 class Processes:
