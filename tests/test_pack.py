@@ -1,0 +1,192 @@
+"""Cells at once: the same records as alone, and what happens when one dies, is refused, or all are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rpbench.cell import ask
+from rpbench.errors import Interrupted
+from rpbench.machine import Processes
+from rpbench.pack import End, run_lanes, run_processes
+from rpbench.progress import Quiet
+from rpbench.run import Outcome, Wish, run_cell
+
+SHORT = ("recipe.epochs=2",)
+
+
+def asked(seed: int, **more: Any) -> dict[str, Any]:
+    return {"task": "digits", "seed": seed, "overrides": SHORT, "limit_test": 60} | more
+
+
+@dataclass
+class Notes:
+    """Remembers what it was shown."""
+
+    done: dict[int, list[float]] = field(default_factory=dict)
+    ends: dict[int, End] = field(default_factory=dict)
+
+    def at(self, index: int, done: float) -> None:
+        self.done.setdefault(index, []).append(done)
+
+    def said(self, index: int, text: str) -> None: ...
+
+    def ended(self, index: int, end: End) -> None:
+        assert index not in self.ends
+        self.ends[index] = end
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def told(outcome: Outcome | None) -> dict[str, Any]:
+    """Everything of a cell's result that is not a time."""
+    assert outcome is not None
+    folder, record = outcome.folder, outcome.record
+    files = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")} | {
+        "curve": (folder / "curve.jsonl").read_bytes()
+    }
+    return {"metrics": record.metrics, "last": record.last, "masks": record.masks, "data": record.data} | files
+
+
+def alone(tmp_path: Path, **cell: Any) -> dict[str, Any]:
+    return told(run_cell(ask(**cell), Wish(store=tmp_path / "alone"), Quiet(), Processes()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cell_is_the_same_alone_in_turns_and_in_a_process(tmp_path: Path, one_thread: Any, precision: str) -> None:
+    cells = [asked(0, precision=precision), asked(1, scheme="snip"), asked(2, model="./drop.py:make")]
+    net = tmp_path / "drop.py"
+    net.write_text(
+        "from torch import nn\n\ndef make(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, classes))\n"
+    )
+    cells[2]["model"] = f"{net}:make"
+    expected = [alone(tmp_path, **cell) for cell in cells]
+    notes = Notes()
+    lanes = run_lanes([ask(**c) for c in cells], Wish(store=tmp_path / "turns"), 2, notes, Processes())
+    assert [told(end.outcome) for end in lanes] == expected
+    assert sorted(notes.ends) == [0, 1, 2]
+    assert all(steps == sorted(steps) and steps[-1] == 1.0 for steps in notes.done.values())
+    if precision == "fp32":
+        ends = run_processes(cells, Wish(store=tmp_path / "processes", packed=2), 2, Notes())
+        assert [told(end.outcome) for end in ends] == expected
+        assert ends[0].outcome is not None
+        env = ends[0].outcome.record.env
+        assert (env["packed"], env["threads"], env["engine"]) == (2, 1, "eager")
+
+
+def test_a_cell_that_is_refused_takes_no_other_with_it(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from rpbench import shape_scheme\n\n@shape_scheme\ndef bad(table, density):\n"
+        '    """Nothing. https://example.org"""\n    return {}\n'
+    )
+    cells = [asked(0, scheme=str(bad)), asked(1)]
+    wish = Wish(store=tmp_path / "runs")
+    for ends in (
+        run_lanes([ask(**c) for c in cells], wish, 2, Notes(), Processes()),
+        run_processes(cells, wish, 1, Notes()),
+    ):
+        assert ends[0].outcome is None
+        assert ends[0].refused.startswith("no density for conv.weight")
+        assert "\n" not in ends[0].refused
+        assert ends[1].outcome is not None
+        assert ends[1].outcome.record.status == "ok"
+
+
+def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text(
+        "import os, signal\nfrom rpbench import shape_scheme, spread\n\n@shape_scheme\ndef deadly(table, density):\n"
+        '    """Dies. https://example.org"""\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    cells = [asked(0, scheme=str(deadly)), asked(1), asked(2)]
+    ends = run_processes(cells, Wish(store=tmp_path / "runs"), 1, Notes())
+    assert (ends[0].outcome, ends[0].refused) == (None, "its process died (SIGKILL)")
+    assert [end.outcome.record.status for end in ends[1:] if end.outcome] == ["ok", "ok"]
+
+
+def test_lanes_stop_at_a_signal_with_checkpoints(tmp_path: Path, one_thread: Any) -> None:
+    class Stopping(Notes):
+        def at(self, index: int, done: float) -> None:
+            super().at(index, done)
+            if index == 1 and done > 0.3 and len(self.done[1]) < 100:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+
+    cells = [ask(**asked(seed)) for seed in (0, 1, 2)]
+    wish = Wish(store=tmp_path / "runs")
+    stopping = Stopping()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run_lanes(cells, wish, 2, stopping, Processes())
+    assert sorted(stopping.ends) == [0, 1]  # the third was not begun
+    assert len(list((tmp_path / "runs").glob("*/checkpoint.safetensors"))) == 2
+    ends = run_lanes(cells, wish, 3, Notes(), Processes())
+    assert [told(end.outcome) for end in ends] == [alone(tmp_path, **asked(seed)) for seed in (0, 1, 2)]
+
+
+def cli(*words: str, store: Path) -> list[str]:
+    return [sys.executable, "-m", "rpbench", "run", *words, "--store", str(store), "--set", "recipe.epochs=3"]
+
+
+def test_several_cells_on_the_command_line(tmp_path: Path) -> None:
+    words = ("--scheme", "erk", "--scheme", "dense", "--density", "0.1", "--density", "0.3", "--limit-test", "50")
+    done = subprocess.run(cli(*words, store=tmp_path), capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["scheme", "density", "seed", "status", "top-1", "ECE", "time"]
+    assert [line.split()[:4] for line in lines[2:5]] == [
+        ["erk", "0.1", "0", "ok"], ["erk", "0.3", "0", "ok"], ["dense", "1", "0", "ok"],
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    again = subprocess.run(cli(*words, "--format", "json", store=tmp_path), capture_output=True, text=True, check=True)
+    assert [record["density"]["requested"] for record in json.loads(again.stdout)] == [0.1, 0.3, 1.0]
+    assert again.stderr.count("finished before") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_goes_on(tmp_path: Path, number: int) -> None:
+    words = ("--seed", "0", "--seed", "1", "--limit-test", "50", "--set", "recipe.epochs=40")
+    running = subprocess.Popen(cli(*words, store=tmp_path), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*/checkpoint.safetensors"))) < 2:
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.stderr.read() if running.stderr else ""
+        time.sleep(0.1)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 128 + number, said
+    assert "the same command goes on from here" in said
+    assert not list(tmp_path.glob("*/record.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--density", "0.1", "--sparsity", "0.9"), "not both"),
+        (("--scheme", "erk", "--scheme", "nothing"), "nothing"),
+        (("--seed", "0", "--seed", "-1"), "whole numbers from 0"),
+        (("--slots", "0", "--seed", "0", "--seed", "1"), "--slots"),
+    ],
+)
+def test_bad_grids_are_refused_before_anything_runs(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = subprocess.run(cli(*words, store=tmp_path / "runs"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
