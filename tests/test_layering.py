@@ -27,6 +27,7 @@ LAYERS = [
     ["store", "cell"],
     ["data.opened"],
     ["data.streamed", "data.resident"],
+    ["data.crop"],
     ["data.encoded", "data.embedded", "data.order"],
     ["data.sources", "data", "record", "planning", "metrics"],
     ["models", "models.cifar", "models.imagenet", "models.names", "task"],

@@ -147,13 +147,13 @@ def bench_data(effort: Effort, images: list[bytes] | None, say: Say) -> Found:
     wrong, facts = data.gate(images), machine_facts()
     if wrong:
         return Found("data", about, facts, wrong, {})
+    crop = "RandomResizedCrop 224 of {} JPEGs".format
+    parts = {crop("256-pixel"): data.modes("256"), crop("full-size"): data.modes("full")}
+    if images is not None:
+        parts = {crop(f"{len(images)} given"): data.modes("full", images)}
     races = {}
-    for part, modes in {
-        "RandomResizedCrop 224 of 256-pixel JPEGs": lambda: data.modes("256", images),
-        "RandomResizedCrop 224 of full-size JPEGs": lambda: data.modes("full", images),
-        "crop and flip of 32-pixel images": data.modes_small,
-    }.items():
+    for part, modes in (parts | {"crop and flip of 32-pixel images": data.modes_small()}).items():
         say(part)
-        turns: dict[str, Turn] = {name: repeated(chunk) for name, chunk in modes().items()}
+        turns: dict[str, Turn] = {name: repeated(start()) for name, start in modes.items()}
         races[part] = race(turns, effort.rounds, effort.seconds / 2, say)
     return Found("data", about, facts, [], races)

@@ -3,16 +3,18 @@ every set, so that split and training order do not depend on where it came from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rpbench.data.sources import IMAGE_SUFFIXES, Located
 from rpbench.errors import DataError
@@ -27,6 +29,10 @@ class Encoded(Protocol):
     labels: Labels
 
     def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The file of image `index`."""
+        ...
 
     def open(self, index: int) -> Image.Image:
         """Image `index`, not yet decoded further than its header."""
@@ -48,22 +54,34 @@ class ImageFiles:
         found = [(path, i) for i, name in enumerate(classes) for path in _images_under(folder / name)]
         if not classes:
             found = [(path, -1) for path in _images_under(folder)]
-        self.paths = [str(path) for path, _ in found]
+        self.folder = folder
+        # one array, no million strings: counting references to those would make every worker copy all of them
+        self.names = np.array([os.fsencode(path.relative_to(folder)) for path, _ in found], dtype=np.bytes_)
         self.keys: Sequence[str] = [_stem(path.name) for path, _ in found]
         self.labels = np.array([label if labels else -1 for _, label in found], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        return self._path(index).read_bytes()
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
+        return Image.open(self._path(index))
 
     def place(self, index: int) -> str:
-        return f"'{self.paths[index]}'"
+        return f"'{self._path(index)}'"
+
+    def _path(self, index: int) -> Path:
+        return self.folder / os.fsdecode(self.names[index])
 
 
 class ParquetRows:
-    """Parquet files in the hub's layout, memory-mapped through `datasets`."""
+    """Parquet files in the hub's layout, memory-mapped through `datasets`, which keeps a copy of them in Arrow's.
+
+    The copy is what makes random access cheap. In the files themselves images are compressed by the row group, a
+    hundred at a time: to read one is to decompress all of them, which takes several times as long as to decode it.
+    """
 
     def __init__(self, located: Located) -> None:
         import datasets
@@ -108,8 +126,13 @@ class ParquetRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def read(self, index: int) -> bytes:
+        # a row of `datasets` takes five times as long to make
+        content: bytes = self.rows.data.column(self.column)[int(index)]["bytes"].as_py()
+        return content
+
     def open(self, index: int) -> Image.Image:
-        return Image.open(BytesIO(self.rows[int(index)][self.column]["bytes"]))
+        return Image.open(BytesIO(self.read(index)))
 
     def place(self, index: int) -> str:
         return f"image {index} ('{self.keys[index]}') of {self.folder}"
@@ -125,9 +148,17 @@ def open_encoded(located: Located) -> Encoded:
 
 def decoded(encoded: Encoded, index: int, mode: str) -> Image.Image:
     """Image `index` in a Pillow mode; DataError where it cannot be decoded."""
+    with named(encoded, index), encoded.open(index) as image:
+        return image.convert(mode)
+
+
+@contextlib.contextmanager
+def named(encoded: Encoded, index: int) -> Iterator[None]:
+    """What cannot be read or decoded in here ends in a DataError that names image `index`."""
     try:
-        with encoded.open(index) as image:
-            return image.convert(mode)
+        yield
+    except UnidentifiedImageError:
+        raise DataError(f"{encoded.place(index)} cannot be decoded: it is in no format that Pillow knows") from None
     except UNREADABLE as error:
         raise DataError(f"{encoded.place(index)} cannot be decoded: {error}") from None
 

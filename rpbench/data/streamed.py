@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rpbench import streams
 from rpbench.data import embedded
+from rpbench.data.crop import Box, centre_crop, crop_box, resized_crop, to_pixels
 from rpbench.data.encoded import Encoded, canonical_order, decoded, fingerprint, open_encoded
 from rpbench.data.order import Order
 from rpbench.data.resident import Batch, normalisation, normalise
@@ -24,7 +24,6 @@ from rpbench.errors import DataError
 from rpbench.task import Augment, Data, ImageSet
 
 Labels = NDArray[np.int64]
-BILINEAR = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class StreamedImages:
 
     def evaluated(self, index: int) -> NDArray[np.uint8]:
         """Shorter side to `resize`, centre crop of `size`: (size, size, c) uint8."""
-        array = _array(centre_crop(self.image(index), self.resize, self.size), self.channels)
+        array = to_pixels(centre_crop(self.image(index), self.resize, self.size), self.channels)
         return array if self.generator is None else embedded.generated(self.generator, index, array)
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
@@ -104,39 +103,6 @@ class StreamedTraining:
         return normalise(pixels, self.scale, self.shift), torch.from_numpy(self.labels[indices]).to(self.device)
 
 
-def centre_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Shorter side to `resize` (bilinear, antialiased), then the centre `size` x `size`; as torchvision's."""
-    w, h = image.size
-    short = min(w, h)
-    if short != resize:
-        w, h = (resize, int(resize * h / w)) if w <= h else (int(resize * w / h), resize)
-        image = image.resize((w, h), BILINEAR)
-    left, top = round((w - size) / 2), round((h - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
-def crop_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: NDArray[np.float64]
-) -> tuple[int, int, int, int]:
-    """RandomResizedCrop's box (left, top, width, height): ten tries of area and log-uniform ratio, else a centre crop.
-
-    `draws` are 22 numbers in [0, 1): two a try, then the position.
-    """
-    area, logs = width * height, (math.log(ratio[0]), math.log(ratio[1]))
-    for attempt in range(10):
-        target = area * (scale[0] + draws[2 * attempt] * (scale[1] - scale[0]))
-        aspect = math.exp(logs[0] + draws[2 * attempt + 1] * (logs[1] - logs[0]))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draws[20] * (width - w + 1)), int(draws[21] * (height - h + 1)), w, h
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (width - w) // 2, (height - h) // 2, w, h
-
-
 class _Batches(Dataset[torch.Tensor]):
     """Batches of images of one size; an unreadable image is handed over as its DataError, not raised in a worker."""
 
@@ -168,14 +134,13 @@ class _Cropped(_Batches):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         draws = streams.uniform(streams.key("crop", self.seed, self.epoch, index), 23)
-        image = self.images.image(index)
-        left, top, w, h = crop_box(*image.size, self.augment.scale, self.augment.ratio, draws)
-        size = (self.images.size, self.images.size)
-        # cropped first, so that no pixel outside the box bleeds in
-        image = image.crop((left, top, left + w, top + h)).resize(size, BILINEAR)
-        if self.augment.flip and draws[22] < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(_array(image, self.images.channels))
+
+        def box_of(width: int, height: int) -> Box:
+            return crop_box(width, height, self.augment.scale, self.augment.ratio, draws)
+
+        images = self.images
+        pixels = resized_crop(images.encoded, int(images.indices[index]), box_of, images.size, images.channels)
+        return pixels.flip(1) if self.augment.flip and draws[22] < 0.5 else pixels
 
 
 def default_workers(world: int) -> int:
@@ -201,7 +166,3 @@ def _loaded(dataset: _Batches, parts: list[list[int]], workers: int) -> Iterator
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    return np.array(image, dtype=np.uint8).reshape(image.size[1], image.size[0], channels)
