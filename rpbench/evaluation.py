@@ -52,8 +52,7 @@ class Passes:
         labels = torch.from_numpy(np.array(images.labels))
         found: list[torch.Tensor] = []
         model.eval()
-        for part, pixels in zip(parts, images.batches(parts), strict=True):
-            pixels = pixels.to(self.device, non_blocking=True)
+        for part, pixels in zip(parts, images.batches(parts, self.device), strict=True):
             if attack is None:
                 with torch.inference_mode(), autocast(self.device, self.precision):
                     found.append(model(normalise(pixels, scale, shift)).float())

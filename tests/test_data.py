@@ -1008,7 +1008,7 @@ def test_evaluated_images_are_centre_crops_with_and_without_workers(small_imagen
     transform = transforms.Compose([transforms.Resize(30), transforms.CenterCrop(24)])
     expected = [np.asarray(transform(images.image(i))) for i in range(5)]
     for workers in (0, 2):
-        found = torch.cat(list(replace(images, workers=workers).batches(parts)))
+        found = torch.cat(list(replace(images, workers=workers).batches(parts, torch.device("cpu"))))
         assert np.array_equal(found.numpy(), np.stack(expected))
 
 

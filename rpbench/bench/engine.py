@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -123,7 +123,9 @@ def our_steps(learner: Learner, engine: str) -> Iterator[int]:
         epoch += 1
 
 
-def turns(subject: Subject, reference: str | None, slots: int) -> tuple[dict[str, Turn], Callable[[], None]]:
+def turns(
+    subject: Subject, reference: Callable[[], int] | None, slots: int
+) -> tuple[dict[str, Turn], Callable[[], None]]:
     """Every mode's turn, the reference first; and what ends the processes behind them."""
     from rpbench.bench import usual
     from rpbench.machine import best_device
@@ -132,7 +134,7 @@ def turns(subject: Subject, reference: str | None, slots: int) -> tuple[dict[str
     task = subject.declared()
     modes: dict[str, Turn] = {}
     if reference is not None:
-        modes["reference"] = repeated(adapted(reference, task.recipe.batch), _waiter(device))
+        modes["reference"] = repeated(reference, _waiter(device))
     net, masks = subject.net()
     images = subject.images()
     pictures = usual.Pictures(images.pixels, images.labels, usual.training_transform(task))
@@ -327,12 +329,17 @@ def gate_of_the_record() -> list[str]:
     finally:
         torch.set_num_threads(threads)
     # GPUs add in any order: there the masks and data must be the same, the rest is for statistics
-    keys = [k for k in told["alone"] if processes.device.type == "cpu" or k in ("masks", "data")]
+    return differences(told, None if processes.device.type == "cpu" else ("masks", "data"))
+
+
+def differences(told: dict[str, dict[str, Any]], keys: Sequence[str] | None = None) -> list[str]:
+    """Where a cell's results, by the way in which it was run, are not those of the first way."""
+    (_, alone), *others = told.items()
     return [
         f"a cell run {name} has other {key} than alone"
-        for name in list(told)[1:]
-        for key in keys
-        if told[name][key] != told["alone"][key]
+        for name, found in others
+        for key in keys or alone
+        if found[key] != alone[key]
     ]
 
 

@@ -112,11 +112,13 @@ def bench_engine(subject: Subject, effort: Effort, reference: str | None, slots:
     about = (
         f"{subject.model} on {task.name}, batch {task.recipe.batch}, density {subject.density:g}; packed: {together}"
     )
+    theirs = engine.adapted(reference, task.recipe.batch) if reference else None
+    subject.net()  # a name that means nothing is said before anything is run
     say("gate: the same step, the same record")
     wrong, facts = engine.gate(subject), machine_facts()
     if wrong:
         return Found("engine", about, facts, wrong, {})
-    turns, close = engine.turns(subject, reference, slots)
+    turns, close = engine.turns(subject, theirs, slots)
     try:
         return Found("engine", about, facts, [], {"": race(turns, effort.rounds, effort.seconds, say)})
     finally:

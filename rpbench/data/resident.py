@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class ResidentImages:
     labels: Labels
     fingerprint: str
     origin: str
+    _there: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,10 +50,16 @@ class ResidentImages:
     def take(self, indices: NDArray[np.int64]) -> ResidentImages:
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
-    def batches(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """uint8 (b, h, w, c) for each part, a list of indices."""
+    def batches(self, parts: Sequence[NDArray[np.int64]], device: torch.device) -> Iterator[torch.Tensor]:
+        """uint8 (b, h, w, c) on the device for each part, a list of indices. A GPU keeps the images: a validation set is
+        looked at after every epoch."""
         for part in parts:
-            yield torch.from_numpy(self.pixels[part])
+            if device.type == "cpu":
+                yield torch.from_numpy(self.pixels[part])
+                continue
+            if device not in self._there:
+                self._there[device] = torch.from_numpy(np.array(self.pixels)).to(device)
+            yield self._there[device].index_select(0, torch.from_numpy(part).to(device))
 
 
 def load(located: Located, size: int, channels: int) -> ResidentImages:

@@ -58,9 +58,10 @@ class StreamedImages:
         array = to_pixels(centre_crop(self.image(index), self.resize, self.size), self.channels)
         return array if self.generator is None else embedded.generated(self.generator, index, array)
 
-    def batches(self, parts: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """uint8 (b, h, w, c) for each part, a list of indices."""
-        yield from _loaded(_Evaluated(self), [part.tolist() for part in parts], self.workers)
+    def batches(self, parts: Sequence[NDArray[np.int64]], device: torch.device) -> Iterator[torch.Tensor]:
+        """uint8 (b, h, w, c) on the device for each part, a list of indices."""
+        for pixels in _loaded(_Evaluated(self), [part.tolist() for part in parts], self.workers):
+            yield pixels.to(device, non_blocking=True)
 
 
 def load(located: Located, size: int, channels: int, resize: int, workers: int) -> StreamedImages:
@@ -99,7 +100,7 @@ class StreamedTraining:
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Images without augmentation, normalised: what data-driven schemes are shown."""
-        pixels = next(iter(self.images.batches([indices]))).to(self.device)
+        pixels = next(iter(self.images.batches([indices], self.device)))
         return normalise(pixels, self.scale, self.shift), torch.from_numpy(self.labels[indices]).to(self.device)
 
 
