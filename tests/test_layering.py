@@ -34,7 +34,7 @@ LAYERS = [
     ["catalog"],
     ["masks", "files", "sampler"],
     ["scheme"],
-    ["budget", "options", "streams", "signals", "batchnorm"],
+    ["budget", "options", "streams", "signals", "batchnorm", "folding"],
     ["layers"],
     ["errors", ""],
 ]

@@ -51,8 +51,8 @@ class ResidentImages:
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
     def batches(self, parts: Sequence[NDArray[np.int64]], device: torch.device) -> Iterator[torch.Tensor]:
-        """uint8 (b, h, w, c) on the device for each part, a list of indices. A GPU keeps the images: a validation set is
-        looked at after every epoch."""
+        """uint8 (b, h, w, c) on the device for each part, a list of indices. A GPU keeps the images: a validation set
+        is looked at after every epoch."""
         for part in parts:
             if device.type == "cpu":
                 yield torch.from_numpy(self.pixels[part])
