@@ -62,6 +62,7 @@ def main() -> None:
     rpbench run --task cifar10 --scheme snip   the paper's recipe (needs the images)
     rpbench plan --model resnet20              what a scheme would keep, before training
     rpbench list schemes                       what there is
+    rpbench bench engine                       how fast this machine trains, and against the usual loop
     """
 
 
