@@ -13,6 +13,8 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
+    ["cli.cells", "cli.shelf", "cli.bench"],
+    ["cli.shared"],
     ["show", "shelves", "scoring", "cell_plan"],
     ["bench.runs"],
     ["bench.eval"],
