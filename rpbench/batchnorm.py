@@ -2,8 +2,8 @@
 
 torch sums a channel of a channels-last batch one number after another in fp32: over 100,000 positions the statistics
 are off by 1e-5, a hundred times as far as in the other layout. A ReLU behind it then cuts elsewhere, and the gradient
-of a ResNet-20 is 5e-3 from float64's instead of 1e-3 or less. Here sums are made of short sums. bf16 keeps torch's own:
-it rounds further than that.
+of a ResNet-20 is 4e-3 from float64's instead of 4e-4. Here statistics come from `torch.sum`, which adds in a tree. bf16
+keeps torch's own: it rounds further than that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-PIECES = 256  # short sums for each channel
+PIECES = 256  # sums for each channel: torch sums many short columns faster than one long one
 WORTH = 64 * PIECES  # positions from which on it matters
 
 

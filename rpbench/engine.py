@@ -6,9 +6,12 @@ another engine than it began with.
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
 from rpbench import streams
@@ -18,7 +21,7 @@ from rpbench.step import Learner, rate
 
 EngineName = Literal["auto", "eager", "graph"]
 WARM = 3  # steps before a recording: cuDNN chooses its algorithms, the allocator and autograd settle
-AGREE = 0.01  # how far a replayed update may be from an eager one, of its length: GPUs add in any order
+AGREE = 0.01  # how far a replayed change may be from an eager one, of its length: GPUs add in any order
 
 
 class CannotRecord(RpbenchError):
@@ -84,9 +87,12 @@ class CudaGraphs:
         current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            work()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                work()
+        finally:
+            torch.cuda.set_stream(current)  # torch before 2.15 stays on the recording's after one that failed
         return graph.replay
 
 
@@ -137,13 +143,14 @@ class Recorded:
         self.number += 1
 
     def _recorded(self, size: int) -> Callable[[], None]:
-        """The recording of a step, trusted once it has changed the net as the eager step does."""
-        tensors = self._changed()
-        before = [tensor.clone() for tensor in tensors]
+        """The recording of a step, trusted once it has changed everything as the eager step does."""
+        kinds = self._changed()
+        tensors = [tensor for kind in kinds.values() for tensor in kind]
+        before = _copied(kinds)
 
         def restore() -> None:
             with torch.no_grad():
-                torch._foreach_copy_(tensors, before)
+                torch._foreach_copy_(tensors, [tensor for kind in before.values() for tensor in kind])
 
         def take() -> None:
             self._take(size)
@@ -153,31 +160,35 @@ class Recorded:
             for _ in range(WARM):
                 restore()
                 self.graphs.run(take)
-            eager = [tensor.clone() for tensor in tensors]
-            if not torch.equal(drawn, _random_state(self.learner.machine.device)):
+            eager = _copied(kinds)
+            if _random_state(self.learner.machine.device) != drawn:
                 raise CannotRecord("the net draws random numbers in its forward pass")
             restore()
+            self.learner.optimizer.zero_grad(set_to_none=True)  # the recording's gradients lie in its own memory
             replay = self.graphs.record(take)
             restore()  # a recording does nothing yet, but a stand-in's may
             replay()
-            replayed = [tensor.clone() for tensor in tensors]
+            replayed = _copied(kinds)
         finally:
             restore()
-        off = _distance(eager, replayed) / max(_distance(eager, before), 1e-30)
-        if not off <= AGREE:
-            raise CannotRecord(f"a replayed step differs from an eager one by {off:.1%} of its length")
+        # each kind by itself: the sum of losses changes by a hundred times as much as all weights together
+        for kind, told in eager.items():
+            off = _distance(told, replayed[kind]) / max(_distance(told, before[kind]), 1e-30)
+            if not off <= AGREE:
+                raise CannotRecord(f"a replayed step differs from an eager one by {off:.1%} of its length in {kind}")
         return replay
 
-    def _changed(self) -> list[torch.Tensor]:
-        """Everything that a step changes."""
+    def _changed(self) -> dict[str, list[torch.Tensor]]:
+        """Everything that a step changes, by kind."""
         learner = self.learner
-        momenta = [s["momentum_buffer"] for s in learner.optimizer.state.values() if "momentum_buffer" in s]
-        return [
-            *(t.detach() for t in [*learner.net.parameters(), *learner.net.buffers()]),
-            *momenta,
-            learner.sums,
-            self.number,
-        ]
+        buffers = list(learner.net.buffers())
+        return {
+            "weights": [p.detach() for p in learner.net.parameters()],
+            "momentum": [s["momentum_buffer"] for s in learner.optimizer.state.values() if "momentum_buffer" in s],
+            "statistics": [b.detach() for b in buffers if b.is_floating_point()],
+            "counts": [*(b for b in buffers if not b.is_floating_point()), self.number],
+            "sums": [learner.sums],
+        }
 
 
 def choose(name: EngineName, learner: Learner, graphs: Graphs | None) -> tuple[Engine, str | None]:
@@ -190,16 +201,23 @@ def choose(name: EngineName, learner: Learner, graphs: Graphs | None) -> tuple[E
         return Eager(learner), None
     try:
         if graphs is None:
-            raise CannotRecord(f"only CUDA devices record, this is a {learner.machine.device.type}")
+            raise no_graphs(learner.machine.device)
         return Recorded(learner, graphs), None
-    except torch.OutOfMemoryError:
-        raise
-    except (CannotRecord, RuntimeError) as error:  # RuntimeError: a net that asks the host something
+    except (CannotRecord, RuntimeError) as error:  # RuntimeError: a net that asks the host something, or no memory
         learner.optimizer.zero_grad(set_to_none=True)
+        if name == "graph" and isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if name == "graph":
         raise UsageError(f"engine 'graph' is not to be had here: {reason}; leave --engine out")
     return Eager(learner), f"steps are not recorded as a graph: {reason}"
+
+
+def no_graphs(device: torch.device) -> UsageError:
+    """What is said where "graph" is asked for on a device that does not record."""
+    return UsageError(
+        f"engine 'graph' is not to be had here: only CUDA devices record, this is a {device.type}; leave --engine out"
+    )
 
 
 def graphs_of(device: torch.device) -> Graphs | None:
@@ -218,11 +236,19 @@ def unrecordable(learner: Learner) -> str | None:
     return None
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_state(device: torch.device) -> list[object]:
+    """Whatever a forward pass may draw from: a GPU's net may ask the host's generators, Python's and numpy's too."""
+    states: list[object] = [torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device).tolist())
+    return states
+
+
+def _copied(kinds: dict[str, list[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+    return {kind: [tensor.clone() for tensor in tensors] for kind, tensors in kinds.items()}
 
 
 def _distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    """Euclidean, over all floating-point tensors."""
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.is_floating_point()]
-    return float(torch.stack([(x.double() - y.double()).square().sum() for x, y in pairs]).sum().sqrt())
+    """Euclidean, over all tensors together."""
+    apart = [(x.double() - y.double()).square().sum() for x, y in zip(a, b, strict=True)]
+    return float(torch.stack(apart).sum().sqrt()) if apart else 0.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rpbench.train import State
 
 LANES = 4  # cells at once on a GPU unless told otherwise
+MOST_LANES = 16  # torch hands out 32 streams, a lane takes two
 Asked = dict[str, Any]  # the arguments of `rpbench.cell.ask`
 
 
@@ -77,7 +79,7 @@ def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Wat
     if processes.world > 1:
         raise UsageError(f"{len(cells)} cells are run at once by one process, not by {processes.world}: no launcher")
     if processes.device.type == "cuda":
-        slots = min(len(cells), slots or LANES)
+        slots = min(len(cells), slots or LANES, MOST_LANES)
         return run_lanes(cells, replace(wish, packed=slots), slots, watch, processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slots = min(len(cells), slots or cores)
@@ -104,7 +106,7 @@ def run_lanes(cells: Sequence[Cell], wish: Wish, slots: int, watch: Watch, proce
             else:
                 ends[lane.index] = end
                 watch.ended(lane.index, end)
-    if caught:
+    if caught and any(end.outcome is None for end in ends):
         raise Interrupted(caught[-1])
     return ends
 
@@ -137,6 +139,9 @@ class _Lane:
             return End(None, str(error))
         except RpbenchError as error:
             return End(None, " ".join(str(error).split()))
+        except Exception as error:  # as where a process dies: the other cells go on
+            traceback.print_exc()
+            return End(None, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         if self.stream is None:
@@ -169,11 +174,12 @@ def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, 
     """
     ends: list[End] = [End(None, "not begun")] * len(asked)
     waiting = deque(range(len(asked)))
-    workers = [_Worker(wish, threads) for _ in range(min(slots, len(asked)))]
+    workers: list[_Worker] = []
     try:
         with noted_signals() as caught:
-            for worker in workers:
-                worker.give(waiting, asked)
+            for _ in range(min(slots, len(asked))):
+                workers.append(_Worker(wish, threads))
+                workers[-1].give(waiting, asked)
             while busy := [w for w in workers if w.index is not None]:
                 wait([c for w in busy for c in (w.connection, w.process.sentinel)], timeout=0.5)
                 for worker in busy:
@@ -189,7 +195,7 @@ def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, 
     finally:
         for worker in workers:
             worker.close()
-    if caught:
+    if caught and any(end.outcome is None for end in ends):
         raise Interrupted(caught[-1])
     return ends
 
@@ -206,8 +212,15 @@ class _Worker:
     def start(self) -> None:
         context = get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, self.wish, self.threads), daemon=True)
-        self.process.start()
+        # no daemon: those may not have processes of their own, which decode large images
+        self.process = context.Process(target=_work, args=(other, self.wish, self.threads))
+        resource_tracker.ensure_running()  # starting it ends the blocking of signals
+        # until it can ignore it: a terminal's Ctrl-C would end an import with a traceback
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
 
     def give(self, waiting: deque[int], asked: Sequence[Asked]) -> None:
@@ -226,6 +239,7 @@ class _Worker:
     def told(self, watch: Watch) -> Iterator[tuple[int, End]]:
         """Pass on what it has said since; how its cell has ended, if it has."""
         assert self.index is not None
+        dead = not self.process.is_alive()  # asked first: what it said last is still to be read
         try:
             while self.connection.poll():
                 kind, value = self.connection.recv()
@@ -236,7 +250,9 @@ class _Worker:
                 else:
                     yield self.index, value
                     return
-        except (EOFError, ConnectionResetError):  # nobody is left at the other end
+        except (EOFError, OSError):  # nobody is left at the other end, or not for the whole of a message
+            dead = True
+        if dead:  # its decode processes may hold the other end open for some seconds yet
             self.process.join()
             code = self.process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -26,7 +26,7 @@ from rpbench.data.order import Order
 from rpbench.data.sources import Roots
 from rpbench.data.streamed import default_workers
 from rpbench.draft import Draft
-from rpbench.engine import EngineName, choose, graphs_of
+from rpbench.engine import EngineName, choose, graphs_of, no_graphs
 from rpbench.errors import InfeasibleBudget, Interrupted, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.layers import LayerTable, layer_table, output_shape
@@ -98,11 +98,13 @@ def turns(
         if outcome := _finished(cell, wish, {}, processes):
             return outcome
         raise
-    workers = default_workers(processes.local_world) if wish.workers is None else wish.workers
+    workers = default_workers(processes.local_world * wish.packed) if wish.workers is None else wish.workers
     images = opened.open_all(cell.task, found, skipped, limits, workers)
     differences = images.differences
     if outcome := _finished(cell, wish, differences, processes):
         return outcome
+    if wish.engine == "graph" and graphs_of(processes.device) is None:
+        raise no_graphs(processes.device)
 
     net = initial_net(cell)
     shape = (cell.task.data.channels, cell.task.data.size, cell.task.data.size)
@@ -259,7 +261,8 @@ class _Work:
         # the CPU's allocator has no exception of its own
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             share = self.cell.micro_batch or self.cell.task.recipe.batch // self.processes.world
-            return f"out of memory: try --micro-batch {max(1, share // 2)}, or a smaller model"
+            fewer = f"fewer --slots than {self.wish.packed}, " if self.wish.packed > 1 else ""
+            return f"out of memory: try {fewer}--micro-batch {max(1, share // 2)}, or a smaller model"
         return f"{type(error).__name__}: {error}"
 
     def _trained(self, plan: dict[str, Any] | None) -> Turns[Outcome]:
@@ -281,9 +284,9 @@ class _Work:
         selected, last = self._score(bound, state)
         draft.digest_end = masks.digest(bound.masks())
         draft.seconds = before + time.monotonic() - began
-        # a GPU's peak is that of all cells of this process
-        together = self.wish.packed > 1 and processes.device.type == "cuda"
-        draft.peak_mb = None if together else peak_memory_mb(processes.device)
+        draft.peak_mb = peak_memory_mb(processes.device)
+        if self.wish.packed > 1 and processes.device.type == "cuda":
+            draft.peak_mb = draft.train_rate = None  # those are of all cells of this process together
         if track and processes.first:
             self._write_track(track)
         return self._write(draft.record("ok", selected, last, state), selected, last, drawn)

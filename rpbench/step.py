@@ -64,7 +64,7 @@ class Learner:
         # a batch smaller than the number of processes leaves some without an image: they take part with weight 0
         idle = len(y) == 0
         if idle:
-            x = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
+            x = x.new_zeros(2, *x.shape[1:]).to(memory_format=torch.channels_last)
             y = torch.zeros(2, dtype=torch.int64, device=x.device)
         assert x.is_contiguous(memory_format=torch.channels_last), x.stride()  # views lose it silently, and the speed
         size = min(self.micro_batch or len(y), len(y))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 FINISHED = ("ok", "diverged", "infeasible")
+_HELD: set[Path] = set()  # folders that this process has locked: a kernel lock does not tell its cells apart
 
 
 def default_store() -> Path:
@@ -98,6 +99,10 @@ class CellFolder:
         """
         import fcntl
 
+        place = self.folder.resolve()
+        if place in _HELD:
+            yield False
+            return
         with open(self.folder / "lock", "a") as handle:
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +111,11 @@ class CellFolder:
                 return
             except OSError as error:
                 raise StoreError(f"store '{self.folder.parent}' is on a file system without locks: {error}") from None
-            yield True
+            _HELD.add(place)
+            try:
+                yield True
+            finally:
+                _HELD.discard(place)
 
 
 def read_record(path: Path) -> RunRecord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def test_a_turn_lasts_as_long_as_it_should() -> None:
     assert len(calls) > 1
     assert finished == [len(calls)]  # the device is waited for once, after the last step
     assert 0 < rate <= 8 * len(calls) / 0.05
+
+
+def test_waiting_for_the_device_is_part_of_the_time() -> None:
+    assert repeated(lambda: 1000, lambda: time.sleep(0.2))(1e-9) < 1000 / 0.2
+
+
+def test_modes_change_places_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "SETTLE", 0.0)
+    taken: list[str] = []
+    modes = {name: (lambda _, name=name: taken.append(name) or 1.0) for name in ("usual", "a", "b")}
+    race.race(modes, 2, 1.0, lambda _: None)
+    assert "".join(name[0] for name in taken) == "uab" + "uabu" + "ubau"
 
 
 def test_our_turn_trains_as_a_run_does() -> None:

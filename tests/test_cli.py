@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 Invoke = Callable[..., Result]
@@ -331,3 +332,11 @@ def test_interrupted_outside_of_training(monkeypatch: pytest.MonkeyPatch, invoke
     result = invoke("run")
     assert result.exit_code == 130
     assert "stopped by SIGINT" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine records")
+def test_a_graph_is_refused_before_anything_is_written_where_nothing_records(invoke: Invoke, tmp_path: Path) -> None:
+    done = invoke("run", "--engine", "graph", "--store", str(tmp_path / "runs"))
+    assert done.exit_code == 2
+    assert "only CUDA devices record, this is a cpu; leave --engine out" in done.stderr
+    assert not (tmp_path / "runs").exists()

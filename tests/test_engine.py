@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tape import TapeGraphs
+from tape import Tape, TapeGraphs
 from torch import nn
 
 import rpbench
@@ -139,6 +141,18 @@ class Counting(Dropping):
         return self.net(x * self.calls)
 
 
+class Drawing(Dropping):
+    """Draws where a GPU's own generator does not see it, as stochastic depth often does."""
+
+    def __init__(self, draw: Callable[[], object]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.draw()
+        return self.net(x)
+
+
 def on_host(learner: Learner) -> Learner:
     learner.training = object()  # type: ignore[assignment]
     return learner
@@ -146,6 +160,8 @@ def on_host(learner: Learner) -> Learner:
 
 REFUSED: dict[str, tuple[Callable[[], Learner], str]] = {
     "random": (lambda: learner_of(Dropping()), "random numbers"),
+    "random in Python": (lambda: learner_of(Drawing(random.random)), "random numbers"),
+    "random in numpy": (lambda: learner_of(Drawing(np.random.random)), "random numbers"),
     "asks the host": (lambda: learner_of(Asking()), "not permitted"),
     "changes in Python": (lambda: learner_of(Counting()), "differs from an eager one"),
     "tracked": (lambda: learner_of(net_of("plain"), track_flow=True), "tracked"),
@@ -178,6 +194,13 @@ def test_falling_back_trains_the_same() -> None:
     assert_same(trained(Eager(plain), plain), trained(engine, fallen))
 
 
+def test_every_step_draws_for_itself() -> None:
+    learner, seeds = learner_of(net_of("plain")), []
+    learner.net.register_forward_hook(lambda *_: seeds.append(torch.initial_seed()))
+    trained(Eager(learner), learner)
+    assert len(set(seeds)) == len(seeds) == 2 * STEPS
+
+
 def test_the_host_takes_steps_where_nothing_records() -> None:
     learner = learner_of(net_of("plain"))
     assert choose("auto", learner, graphs_of(CPU))[0].name == "eager"
@@ -192,6 +215,73 @@ def test_a_loss_that_is_not_finite_is_not_recorded() -> None:
     with torch.no_grad():
         next(learner.net.parameters()).fill_(float("nan"))
     assert choose("auto", learner, TapeGraphs())[0].name == "eager"
+
+
+def _without(name: str) -> Callable[[Any], Any]:
+    return lambda done: None if name in str(done[0]) else done
+
+
+def _with(**changed: Any) -> Callable[[Any], Any]:
+    return lambda done: (*done[:2], done[2] | changed, done[3]) if "sgd" in str(done[0]) else done
+
+
+def _forgetting(done: Any) -> Any:
+    function, args, kwargs, fresh = done
+    if "batch_norm" in str(function) and "backward" not in str(function):
+        args = (*args[:3], args[3].clone(), args[4].clone(), *args[5:])
+    return function, args, kwargs, fresh
+
+
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "no update": (_without("sgd"), "in weights"),
+    "no decay": (_with(weight_decay=0.0), "in weights"),
+    "another rate": (_with(lr=torch.tensor(0.2)), "in weights"),
+    "no masks": (_without("_foreach_mul_"), "in weights"),
+    "no running statistics": (_forgetting, "in statistics"),
+    "no next step": (lambda d: None if "add_" in str(d[0]) and d[1][0].shape == (1,) else d, "in counts"),
+    "no sums": (lambda d: None if d[1] and getattr(d[1][0], "dtype", None) is torch.float64 else d, "in sums"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_replay_that_is_wrong_in_one_thing_is_not_trusted(case: str) -> None:
+    """Losses of a batch sum to hundreds: what happens to the weights must not drown in them."""
+    edit, where = WRONG[case]
+
+    class Wrong(TapeGraphs):
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            tape = Tape()
+            with tape:
+                work()
+            tape.done = [kept for done in tape.done if (kept := edit(done))]
+            return tape.replay
+
+    learner = learner_of(net_of("resnet8"), recipe={"weight_decay": 0.1})
+    before = state_of(learner)
+    with pytest.raises(CannotRecord, match=f"differs from an eager one by .* {where}"):
+        Recorded(learner, Wrong())
+    assert_same(before, state_of(learner))
+
+
+def test_a_recording_that_fails_leaves_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch before 2.15 stays on the recording's stream where the end of a recording raises."""
+    streams: list[str] = ["own"]
+
+    @contextlib.contextmanager
+    def graph(*_: Any, stream: str, **__: Any) -> Any:
+        streams.append(stream)
+        yield
+        raise RuntimeError("capture failed")
+
+    fakes: dict[str, Any] = {
+        "Stream": lambda _: "recording", "graph_pool_handle": lambda: None, "CUDAGraph": object, "graph": graph,
+        "current_stream": lambda _: streams[-1], "set_stream": streams.append,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with pytest.raises(RuntimeError, match="capture failed"):
+        CudaGraphs(CPU).record(lambda: None)
+    assert streams == ["own", "recording", "own"]
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg11"])

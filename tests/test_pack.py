@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tape import TapeGraphs
 
 from rpbench.cell import ask
 from rpbench.errors import Interrupted
 from rpbench.machine import Processes
-from rpbench.pack import End, run_lanes, run_processes
+from rpbench.pack import End, _Worker, run_lanes, run_packed, run_processes
 from rpbench.progress import Quiet
-from rpbench.run import Outcome, Wish, run_cell
+from rpbench.run import Outcome, Wish, run_cell, turns
+from rpbench.store import CellFolder
 
 SHORT = ("recipe.epochs=2",)
 
@@ -91,6 +96,34 @@ def test_a_cell_is_the_same_alone_in_turns_and_in_a_process(tmp_path: Path, one_
         assert (env["packed"], env["threads"], env["engine"]) == (2, 1, "eager")
 
 
+def test_a_recorded_cell_is_the_same_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(tmp_path, **asked(0))
+    graphs = TapeGraphs()
+    monkeypatch.setattr("rpbench.run.graphs_of", lambda _: graphs)
+    outcome = run_cell(ask(**asked(0)), Wish(store=tmp_path / "graph", engine="graph"), Quiet(), Processes())
+    assert told(outcome) == expected
+    assert outcome.record.env["engine"] == "graph"
+    assert graphs.replayed > 2
+    first, second = (json.loads(line) for line in (outcome.folder / "curve.jsonl").read_text().splitlines())
+    assert second["train_loss"] < first["train_loss"]  # each of its own epoch
+    assert second["train_top1"] <= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cells share a GPU otherwise")
+def test_cells_share_the_threads_and_the_decode_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("rpbench.pack.run_processes", lambda *args: given.append(args))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    cells = [asked(seed) for seed in range(3)]
+    for slots in (2, None):
+        run_packed(cells, Wish(store=tmp_path), slots, Notes())
+    assert [(wish.packed, slots, threads) for _, wish, slots, _, threads in given] == [(2, 2, 4), (3, 3, 2)]
+    shared: list[int] = []
+    monkeypatch.setattr("rpbench.run.default_workers", lambda n: shared.append(n) or 1)
+    next(turns(ask(**asked(0)), given[1][1], Quiet(), Processes(), []))
+    assert shared == [3]
+
+
 def test_a_cell_that_is_refused_takes_no_other_with_it(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text(
@@ -111,15 +144,67 @@ def test_a_cell_that_is_refused_takes_no_other_with_it(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
+    """Also one with processes of its own, as those that decode images, which outlive it and hold its pipe."""
     deadly = tmp_path / "deadly.py"
     deadly.write_text(
-        "import os, signal\nfrom rpbench import shape_scheme, spread\n\n@shape_scheme\ndef deadly(table, density):\n"
-        '    """Dies. https://example.org"""\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+        "import os, signal, time\nfrom multiprocessing import get_context\nfrom rpbench import shape_scheme\n\n"
+        '@shape_scheme\ndef deadly(table, density):\n    """Dies. https://example.org"""\n'
+        '    get_context("fork").Process(target=time.sleep, args=(60,)).start()\n'
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
+    start = time.monotonic()
     cells = [asked(0, scheme=str(deadly)), asked(1), asked(2)]
     ends = run_processes(cells, Wish(store=tmp_path / "runs"), 1, Notes())
     assert (ends[0].outcome, ends[0].refused) == (None, "its process died (SIGKILL)")
     assert [end.outcome.record.status for end in ends[1:] if end.outcome] == ["ok", "ok"]
+    assert time.monotonic() - start < 60
+
+
+def test_a_process_that_dies_while_it_speaks() -> None:
+    here, there = get_context("spawn").Pipe()
+    worker = _Worker.__new__(_Worker)
+    worker.index, worker.stopped, worker.connection = 3, False, here
+    gone = SimpleNamespace(is_alive=lambda: False, join=lambda: None, exitcode=-9)
+    worker.process = gone  # type: ignore[assignment]
+    there.send(("at", 0.5))
+    os.write(there.fileno(), struct.pack("!i", 100) + b"the beginning of a hundred bytes")
+    there.close()
+    notes = Notes()
+    assert list(worker.told(notes)) == [(3, End(None, "its process died (SIGKILL)"))]
+    assert notes.done == {3: [0.5]}
+
+
+def test_what_a_process_says_last_is_heard_though_it_has_gone() -> None:
+    here, there = get_context("spawn").Pipe()
+    worker = _Worker.__new__(_Worker)
+    worker.index, worker.stopped, worker.connection = 3, False, here
+    gone = SimpleNamespace(is_alive=lambda: False, join=lambda: None, exitcode=1)
+    worker.process = gone  # type: ignore[assignment]
+    there.send(("at", 1.0))
+    there.send(("ended", End(None, "refused")))
+    there.close()
+    assert list(worker.told(Notes())) == [(3, End(None, "refused"))]
+
+
+def test_a_lane_that_breaks_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def turns(cell: Any, wish: Wish, progress: Quiet, *_: Any) -> Any:
+        yield
+        if cell == "broken":
+            raise OSError("no space left\non device")
+        return "outcome"
+
+    monkeypatch.setattr("rpbench.run.turns", turns)
+    cells: list[Any] = ["broken", "whole"]
+    ends = run_lanes(cells, Wish(store=tmp_path), 2, Notes(), Processes())
+    assert [(end.outcome, end.refused) for end in ends] == [(None, "OSError: no space left on device"), ("outcome", "")]
+
+
+def test_a_cell_is_not_trained_twice_by_one_process(tmp_path: Path) -> None:
+    cell = CellFolder(tmp_path, "cell")
+    cell.create()
+    for _ in range(2):
+        with cell.lock() as first, CellFolder(tmp_path, "cell").lock() as second:
+            assert (first, second) == (True, False)
 
 
 def test_lanes_stop_at_a_signal_with_checkpoints(tmp_path: Path, one_thread: Any) -> None:
@@ -159,19 +244,38 @@ def test_several_cells_on_the_command_line(tmp_path: Path) -> None:
     assert again.stderr.count("finished before") == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_command_goes_on(tmp_path: Path, number: int) -> None:
-    words = ("--seed", "0", "--seed", "1", "--limit-test", "50", "--set", "recipe.epochs=40")
-    running = subprocess.Popen(cli(*words, store=tmp_path), stderr=subprocess.PIPE, text=True)
+def begun(store: Path) -> subprocess.Popen[str]:
+    """A command for three cells, two at once, when both have a checkpoint."""
+    words = ("--seed", "0", "--seed", "1", "--seed", "2", "--slots", "2", "--limit-test", "50")
+    command = cli(*words, "--set", "recipe.epochs=400", store=store)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("*/checkpoint.safetensors"))) < 2:
+    while len(list(store.glob("*/checkpoint.safetensors"))) < 2:
         assert time.monotonic() < deadline
         assert running.poll() is None, running.stderr.read() if running.stderr else ""
         time.sleep(0.1)
+    return running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_goes_on(tmp_path: Path, number: int) -> None:
+    running = begun(tmp_path)
     running.send_signal(number)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 128 + number, said
-    assert "the same command goes on from here" in said
+    assert said.count("the same command goes on from here") == 3  # both cells, and the command
+    assert not list(tmp_path.glob("*/record.json"))
+    assert len(list(tmp_path.iterdir())) == 2  # the third was not begun
+
+
+def test_processes_end_with_checkpoints_when_the_command_dies(tmp_path: Path) -> None:
+    running = begun(tmp_path)
+    running.kill()
+    running.communicate(timeout=60)  # whoever still writes to its stderr holds it open
+    for folder in tmp_path.iterdir():
+        with CellFolder(tmp_path, folder.name).lock() as free:
+            assert free
+    assert len(list(tmp_path.glob("*/checkpoint.safetensors"))) == 2
     assert not list(tmp_path.glob("*/record.json"))
 
 

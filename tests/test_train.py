@@ -178,3 +178,15 @@ def test_precision_bf16_trains_in_float32_weights() -> None:
     assert bool(torch.isfinite(mine.sums).all())
     assert all(p.dtype is torch.float32 for p in net.parameters())
     mine.bound.verify()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_process_without_an_image_takes_part_with_weight_zero(channels: int) -> None:
+    """A last batch may be smaller than the number of processes."""
+    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    mine = learner(net, RECIPE.model_copy(update={"weight_decay": 0.0}))
+    before = [p.detach().clone() for p in net.parameters()]
+    empty = torch.zeros(0, 8, 8, channels).permute(0, 3, 1, 2)  # as normalise gives it
+    mine.step(empty, torch.zeros(0, dtype=torch.int64), 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert mine.sums.tolist() == [0, 0]

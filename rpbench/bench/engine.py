@@ -139,7 +139,7 @@ def turns(
     images = subject.images()
     pictures = usual.Pictures(images.pixels, images.labels, usual.training_transform(task))
     modes["usual"] = stepping(usual.training_steps(task, net, masks, pictures, device), _waiter(device))
-    engines = ["eager", "graph"] if device.type == "cuda" else ["eager"]
+    engines = ["eager", "auto"] if device.type == "cuda" else ["eager"]  # auto is graph where the net can be recorded
     for engine in engines:
         for precision in ("fp32", "bf16"):
             name = precision if len(engines) == 1 else f"{precision} {engine}"

@@ -107,7 +107,7 @@ def bench_engine(subject: Subject, effort: Effort, reference: str | None, slots:
 
     cuda = best_device().type == "cuda"
     slots = slots or (4 if cuda else torch.get_num_threads())
-    together = f"{slots} at once" if cuda else f"{slots} processes of one thread"
+    together = f"{slots} at once, bf16; TF32 off for all" if cuda else f"{slots} processes of one thread, bf16"
     task = subject.declared()
     about = (
         f"{subject.model} on {task.name}, batch {task.recipe.batch}, density {subject.density:g}; packed: {together}"
@@ -115,7 +115,7 @@ def bench_engine(subject: Subject, effort: Effort, reference: str | None, slots:
     theirs = engine.adapted(reference, task.recipe.batch) if reference else None
     subject.net()  # a name that means nothing is said before anything is run
     say("gate: the same step, the same record")
-    wrong, facts = engine.gate(subject), machine_facts()
+    facts, wrong = machine_facts(), engine.gate(subject)
     if wrong:
         return Found("engine", about, facts, wrong, {})
     turns, close = engine.turns(subject, theirs, slots)
@@ -132,7 +132,7 @@ def bench_eval(subject: Subject, effort: Effort, say: Say) -> Found:
     task = subject.declared()
     about = f"{subject.model} on {task.name}, batches of {task.evaluation.batch} (usual: 128)"
     say("gate: the same logits")
-    wrong, facts = evaluation.gate(subject), machine_facts()
+    facts, wrong = machine_facts(), evaluation.gate(subject)
     races = {} if wrong else {"": race(evaluation.turns(subject), effort.rounds, effort.seconds, say)}
     return Found("eval", about, facts, wrong, races)
 
@@ -146,7 +146,7 @@ def bench_data(effort: Effort, images: list[bytes] | None, say: Say) -> Found:
     torch.set_num_threads(1)
     about = "one core: JPEG bytes (ImageNet) or stored pixels (CIFAR) to normalised batches"
     say("gate: the same crops")
-    wrong, facts = data.gate(images), machine_facts()
+    facts, wrong = machine_facts(), data.gate(images)
     if wrong:
         return Found("data", about, facts, wrong, {})
     crop = "RandomResizedCrop 224 of {} JPEGs".format

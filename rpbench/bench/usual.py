@@ -6,6 +6,7 @@ back at every step: the habits of the released code of Liu et al. 2022 and of ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchvision import transforms
 from rpbench.masks import Masks
 from rpbench.task import Task
 
-WORKERS = 2
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):

@@ -131,7 +131,10 @@ def _run_several(cells: list[Cell], asked: list[dict[str, Any]], wish: Any, slot
     from rpbench.progress import Several
     from rpbench.show import cells_text
 
-    names = [f"{cell.scheme.name} {cell.density:g} s{cell.seeds.run}" for cell in cells]
+    names = [
+        f"{each['scheme'] or cell.scheme.name} {cell.density:g} s{cell.seeds.run}"
+        for each, cell in zip(asked, cells, strict=True)
+    ]
     watch = Several(names, shown=sys.stderr.isatty())
     try:
         ends = run_packed(asked, wish, slots, watch)
