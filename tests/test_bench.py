@@ -167,8 +167,8 @@ def write(path: Path, text: str) -> str:
 
 def test_somebody_elses_loop(tmp_path: Path) -> None:
     assert adapted(write(tmp_path / "theirs.py", REFERENCE), 64)() == 5
-    silent = "def setup():\n    return lambda: None\n"
-    assert adapted(write(tmp_path / "silent.py", silent), 64)() == 64
+    for name, returned in (("silent", "None"), ("loss", "0.31")):
+        assert adapted(write(tmp_path / f"{name}.py", f"def setup():\n    return lambda: {returned}\n"), 64)() == 64
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_somebody_elses_loop(tmp_path: Path) -> None:
         ("def setup():\n    return 3\n", "gave a int, not a function"),
         ("def setup():\n    raise OSError('no disk')\n", "failed: OSError: no disk"),
         ("def setup():\n    return lambda: 0\n", "returned 0, not a number of images"),
-        ("def setup():\n    return lambda: 'x'\n", "returned 'x', not a number of images"),
+        ("def setup():\n    return lambda: -8\n", "returned -8, not a number of images"),
         ("def setup():\n    def step():\n        1 / 0\n    return step\n", "failed: ZeroDivisionError"),
         ("x = 1\n", "no function 'setup'"),
     ],

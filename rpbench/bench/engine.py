@@ -154,7 +154,7 @@ def turns(
 
 def adapted(reference: str, batch: int) -> Callable[[], int]:
     """A step of somebody else's loop: FILE.py holds `setup()`, which returns a function that takes one training step
-    and returns how many images it took (or None: the task's batch).
+    and returns how many images it took (a whole number; anything else stands for the task's batch).
 
     Raises UsageError where that cannot be had.
     """
@@ -173,9 +173,9 @@ def adapted(reference: str, batch: int) -> Callable[[], int]:
             images = step()
         except Exception as error:
             raise UsageError(f"the step of '{path}' failed: {type(error).__name__}: {error}") from error
-        if images is None:
+        if not isinstance(images, int):
             return batch
-        if not isinstance(images, int) or images < 1:
+        if images < 1:
             raise UsageError(f"the step of '{path}' returned {images!r}, not a number of images")
         return images
 
