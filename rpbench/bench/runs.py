@@ -22,7 +22,7 @@ class Effort:
     seconds: float
 
 
-QUICK, FULL = Effort(5, 2.5), Effort(15, 6.0)
+QUICK, FULL = Effort(5, 2.0), Effort(15, 6.0)
 
 
 @dataclass(frozen=True)

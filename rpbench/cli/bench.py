@@ -23,7 +23,7 @@ def bench() -> None:
 def _bench_options(command: Command) -> Command:
     for option in reversed(
         [
-            click.option("--full", is_flag=True, help="15 rounds of 6 seconds a turn instead of 5 of 2.5."),
+            click.option("--full", is_flag=True, help="15 rounds of 6 seconds a turn instead of 5 of 2."),
             click.option("--rounds", type=click.IntRange(1), help="So many rounds."),
             click.option("--seconds", type=click.FloatRange(0, min_open=True), help="So many seconds a turn."),
         ]
