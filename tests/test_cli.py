@@ -112,6 +112,7 @@ def test_a_scheme_of_ones_own_in_ten_lines(tmp_path: Path, invoke: Invoke) -> No
     found = json.loads(invoke("plan", "--scheme", f"{file}:power=0.7", "--format", "json").stdout)
     assert (found["scheme"], found["kept"]) == ("mine", 15_414)
     done = invoke("run", "--scheme", str(file), "--set", "recipe.epochs=1", "--format", "json")
+    assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["scheme"]["name"] == "mine"
     assert record["scheme"]["args"] == {"power": 0.5}
