@@ -311,12 +311,12 @@ print(*(name for name in slow if name in sys.modules))"""
 
 def test_training_starts_without_scikit_learn_and_torchvision(tmp_path: Path) -> None:
     code = """import sys
-import rpbench.train
+import rpbench.step
 from rpbench.cli import main
 def first_step(*_):
     print(*(name for name in ('sklearn', 'torchvision', 'pandas', 'datasets') if name in sys.modules), '.')
     raise KeyboardInterrupt
-rpbench.train.train_step = first_step
+rpbench.step.Learner.step = first_step
 main(['run'])"""
     env = os.environ | {"RPBENCH_STORE": str(tmp_path / "runs"), "RPBENCH_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)

@@ -23,9 +23,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # outside of training, which notes signals and keeps a checkpoint of its own
-            click.echo(
-                "stopped by SIGINT; the same command goes on from its checkpoint, if there is one", err=True
-            )
+            click.echo("stopped by SIGINT; the same command goes on from its checkpoint, if there is one", err=True)
             raise SystemExit(130) from None
         except RpbenchError as error:
             number = getattr(error, "number", None)
