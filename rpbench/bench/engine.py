@@ -138,7 +138,8 @@ def turns(
     net, masks = subject.net()
     images = subject.images()
     pictures = usual.Pictures(images.pixels, images.labels, usual.training_transform(task))
-    modes["usual"] = stepping(usual.training_steps(task, net, masks, pictures, device), _waiter(device))
+    steps = usual.training_steps(task, net, masks, pictures, device)
+    modes["usual"] = stepping(steps, _waiter(device), usual.AHEAD)
     engines = ["eager", "auto"] if device.type == "cuda" else ["eager"]  # auto is graph where the net can be recorded
     for engine in engines:
         for precision in ("fp32", "bf16"):

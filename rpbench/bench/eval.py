@@ -38,7 +38,7 @@ def turns(subject: Subject) -> dict[str, Turn]:
     net, _ = subject.net()
     pictures = usual.Pictures(images.pixels, images.labels, usual.evaluation_transform(task))
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    modes = {"usual": stepping(usual.evaluation_steps(net, pictures, device), wait)}
+    modes = {"usual": stepping(usual.evaluation_steps(net, pictures, device), wait, usual.AHEAD)}
     for precision in ("fp32", "bf16"):
         modes[precision] = repeated(_ours(subject, precision), wait)
     return modes

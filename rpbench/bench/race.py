@@ -102,10 +102,14 @@ def _settled(turn: Turn, seconds: float) -> float:
     return turn(seconds)
 
 
-def repeated(step: Callable[[], int], finish: Callable[[], None] = lambda: None) -> Turn:
-    """A turn made of steps that return how many images they did; `finish` waits for a device."""
+def repeated(step: Callable[[], int], finish: Callable[[], None] = lambda: None, lead: int = 0) -> Turn:
+    """A turn made of steps that return how many images they did; `finish` waits for a device. The first `lead` steps
+    are not timed: their images were loaded while others had their turn."""
 
     def turn(seconds: float) -> float:
+        for _ in range(lead):
+            step()
+        finish()
         images, start = 0, time.perf_counter()
         while True:
             images += step()
@@ -116,9 +120,9 @@ def repeated(step: Callable[[], int], finish: Callable[[], None] = lambda: None)
     return turn
 
 
-def stepping(steps: Iterator[int], finish: Callable[[], None] = lambda: None) -> Turn:
+def stepping(steps: Iterator[int], finish: Callable[[], None] = lambda: None, lead: int = 0) -> Turn:
     """A turn made of an endless iterator over the images of each step."""
-    return repeated(lambda: next(steps), finish)
+    return repeated(lambda: next(steps), finish, lead)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rpbench.masks import Masks
 from rpbench.task import Task
 
 WORKERS = min(8, os.cpu_count() or 1)
+AHEAD = 2 * WORKERS  # batches that lie ready when a turn begins: torch's default prefetching
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):

@@ -149,10 +149,8 @@ class ResidentTraining:
         height, width = self.pixels.shape[1:3]
         places = (images[:, None, None] * height + ys[:, :, None]) * width + xs[:, None, :]
         # one selection of whole pixels: indexing by three tensors takes three times as long on a CPU
-        crops = self.pixels.flatten(0, 2).index_select(0, places.flatten())
-        return normalise(
-            crops.view(*places.shape, self.pixels.shape[-1]), self.scale, self.shift
-        ), self.labels.index_select(0, images)
+        crops = self.pixels.flatten(0, 2).index_select(0, places.flatten()).view(*places.shape, self.pixels.shape[-1])
+        return normalise(crops, self.scale, self.shift), self.labels.index_select(0, images)
 
     def batches(self, order: Order, epoch: int, first: int) -> Iterator[Batch]:
         """This process' part of every batch of an epoch from step `first` on: normalised (b, c, h, w) and classes."""
