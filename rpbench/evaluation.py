@@ -58,7 +58,7 @@ class Passes:
             if attack is None:
                 x = normalise(pixels, scale, shift)
                 if not found and n >= WORTH:
-                    ready = folded(model, x[:32])
+                    ready = folded(model, x[:8])
                 with torch.inference_mode(), autocast(self.device, self.precision):
                     found.append(ready(x).float())
                 continue

@@ -70,8 +70,21 @@ def test_a_turn_lasts_as_long_as_it_should() -> None:
 
     rate = repeated(step, lambda: finished.append(len(calls)))(0.05)
     assert len(calls) > 1
-    assert finished == [len(calls)]  # the device is waited for once, after the last step
+    assert finished == [0, len(calls)]  # the device is waited for before the first step and after the last
     assert 0 < rate <= 8 * len(calls) / 0.05
+
+
+def test_what_was_loaded_before_a_turn_is_not_timed() -> None:
+    calls: list[int] = []
+
+    def step() -> int:
+        calls.append(1)
+        if len(calls) > 3:
+            time.sleep(0.01)
+        return 8
+
+    assert repeated(step, lead=3)(0.05) < 1000  # the three quick steps would make it 8 * 9 / 0.06
+    assert len(calls) >= 5
 
 
 def test_waiting_for_the_device_is_part_of_the_time() -> None:
