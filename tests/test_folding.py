@@ -146,3 +146,26 @@ def test_a_net_whose_trace_is_another_net_is_left_alone() -> None:
 
     net = Counting()
     assert folded(net, images()) is net
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_large_pass_gives_the_nets_logits_in_order(precision: str) -> None:
+    import numpy as np
+
+    from rpbench.data.resident import ResidentImages
+    from rpbench.evaluation import Passes
+    from rpbench.folding import WORTH
+    from rpbench.task import load_task
+
+    pixels = np.random.default_rng(0).integers(0, 256, (WORTH + 30, 32, 32, 3), dtype=np.uint8)
+    held = ResidentImages(pixels, np.zeros(len(pixels), dtype=np.int64), "", "")
+    net = lived_in(build(resolve("resnet8", "cifar"), 10, 3, 32))
+    passes = Passes(torch.device("cpu"), load_task("cifar10").data, 300, precision=precision)
+    threads = torch.get_num_threads()
+    found = passes.logits(net, held)
+    assert torch.get_num_threads() == threads
+    few = [held.take(np.arange(i, min(i + 300, len(held)))) for i in range(0, len(held), 300)]
+    expected = np.concatenate([Passes(passes.device, passes.data, 300).logits(net, part) for part in few])
+    assert found.shape == expected.shape
+    away = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert away.max() < (1e-5 if precision == "fp32" else 0.05)
