@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 
@@ -30,8 +31,11 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_parse(words: list[str]) -> None:
-    name, *args = words
-    with main.commands[name].make_context(name, args) as context:
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+    with command.make_context(command.name, words) as context:
         assert context.params
 
 
