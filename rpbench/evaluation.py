@@ -17,7 +17,7 @@ from torch.nn import functional
 from rpbench import metrics
 from rpbench.data.opened import Images, TaskImages
 from rpbench.data.order import shares
-from rpbench.data.resident import normalisation, normalise
+from rpbench.data.resident import ResidentImages, normalisation, normalise
 from rpbench.folding import WORTH, folded
 from rpbench.step import autocast
 from rpbench.task import Attack, Data, Task
@@ -25,6 +25,7 @@ from rpbench.task import Attack, Data, Task
 Logits = NDArray[np.float32]
 Gather = Callable[[torch.Tensor], torch.Tensor]
 Say = Callable[[str], None]
+CROWD = 4096  # images that threads share out among them
 PIECE = 64  # images: what lies between two layers stays in a processor's caches
 FULL_LOGITS = 100  # up to this many classes the outputs keep whole logits
 
@@ -51,7 +52,9 @@ class Passes:
         mean = torch.tensor(self.data.mean, device=self.device)[:, None, None]
         std = torch.tensor(self.data.std, device=self.device)[:, None, None]
         n = len(images)
-        parts = shares(n, self.batch, self.rank, self.world)
+        crowd = attack is None and n >= WORTH and self.device.type == "cpu" and isinstance(images, ResidentImages)
+        # threads that share out a batch wait for each other at its end: small images come in large ones
+        parts = shares(n, max(self.batch, CROWD) if crowd else self.batch, self.rank, self.world)
         labels = torch.from_numpy(np.array(images.labels))
         found: list[torch.Tensor] = []
         model.eval()
@@ -61,7 +64,7 @@ class Passes:
                 x = normalise(pixels, scale, shift)
                 if not found and n >= WORTH:
                     ready = folded(model, x[:8])
-                found.append(self._through(ready, x, crowded=ready is not model and self.device.type == "cpu"))
+                found.append(self._through(ready, x, crowd and ready is not model))
                 continue
             x = pixels.permute(0, 3, 1, 2).float().div(255)
             wrapped = _PixelSpace(model, mean, std)
@@ -80,7 +83,7 @@ class Passes:
 
         threads = torch.get_num_threads()
         if not crowded or threads == 1:
-            return logits(x)
+            return torch.cat([logits(piece) for piece in torch.split(x, self.batch)])
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as crowd:
                 return torch.cat(list(crowd.map(logits, torch.split(x, PIECE))))
