@@ -82,6 +82,8 @@ class Draft:
                     "kept": sum(self.kept) if self.kept else None,
                     "prunable": prunable,
                     "kept_per_layer": self.kept,
+                    "numel_per_layer": [layer.numel for layer in self.table],
+                    "layers": list(self.table.names),
                 },
                 "seeds": {"run": cell.seeds.run, "init": cell.seeds.init}
                 | {"mask": cell.seeds.mask, "order": cell.seeds.order},

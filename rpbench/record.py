@@ -52,6 +52,8 @@ class DensityPart(Part):
     kept: int | None
     prunable: int
     kept_per_layer: list[int] = Field(description="as drawn, in table order")
+    numel_per_layer: list[int] = Field(default=[], description="weights of each layer, in table order")
+    layers: list[str] = Field(default=[], description="parameter names, in table order")
 
 
 class SeedsPart(Part):

@@ -23,6 +23,7 @@ ATTACKS = catalog.names("tasks.attacks", ".toml")
 # A changed hash means a changed definition: bump the task's `version`, then pin the new hash here.
 SPECS = {
     ("cifar10", 1): "ab5f7d5c52efee7d01ee75c0833c35effa2dc998dfef00ad98b52120ef3c14c0",
+    ("cifar10-cpu", 1): "b6d1e0a9fe059d36ac220bd36532be237ee77b9673e020a13ed52566bce1ed1d",
     ("cifar100", 1): "643f6d42989d8e9322eb76debaf908accf1793eb9b2030d40099c1712d3d9a82",
     ("digits", 1): "1fe786f59f5b6b0ffa9cff9a75a167c643e2fe409c7831573c9ad28f94587c58",
     ("imagenet", 1): "773c0a218f26a13edd0ae951e4bc6c197adcb57321a11e01f4b8face2e6449e8",
