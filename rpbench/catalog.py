@@ -8,15 +8,17 @@ reads their files without running them.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rpbench import options
 from rpbench.errors import RpbenchError, UnknownName, UsageError
@@ -124,7 +126,7 @@ def list_schemes() -> list[Row]:
     rows = []
     for name in scheme_names():
         path = shelf("baselines") / f"{name}.py"
-        rows.append(_read_scheme(name, path) if path.is_file() else _describe(find_scheme(name)[0]))
+        rows.append(_read_scheme(name) if path.is_file() else _describe(find_scheme(name)[0]))
     return rows
 
 
@@ -139,26 +141,57 @@ def _describe(found: Scheme | Sampler) -> Row:
     return {"name": found.name, "summary": found.summary, "source": found.url, "options": shown}
 
 
-def _read_scheme(name: str, path: Path) -> Row:
-    tree = ast.parse(path.read_text())
+@dataclass(frozen=True)
+class Outline:
+    """A baseline as far as its file tells without being run: torch is not imported for a list or a report.
+
+    `options` are defaults (None: it must be given, and stands in `needs`), `density` the only one it is defined for.
+    """
+
+    name: str
+    summary: str
+    url: str
+    kind: Literal["shape", "score"]
+    density: float | None
+    options: dict[str, Any]
+    needs: tuple[str, ...]
+    source_hash: str
+
+
+@cache
+def outline(name: str) -> Outline:
+    """What the file of baseline `name` says; UsageError where it defines no such function."""
+    path = shelf("baselines") / f"{name}.py"
+    content = path.read_bytes()
+    tree = ast.parse(content)
     function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
     if function is None:
-        return {"name": name, "summary": f"{path} defines no function '{name}'", "source": "", "options": {}}
-    text = ast.get_docstring(function)
-    defaults = {
-        a.arg: _literal(d) if d is not None else None
-        for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    }
-    looks_at = (
-        "weights and data" if any("score_scheme" in ast.unparse(d) for d in function.decorator_list) else "shapes"
+        raise UsageError(f"{path} defines no function '{name}'")
+    keywords = list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+    density = next((_literal(k.value) for k in _decorator_keywords(function) if k.arg == "density"), None)
+    return Outline(
+        name=name,
+        summary=options.first_sentence(ast.get_docstring(function)),
+        url=options.first_url(ast.get_docstring(function)),
+        kind="score" if any("score_scheme" in ast.unparse(d) for d in function.decorator_list) else "shape",
+        density=density,
+        options={a.arg: _literal(d) if d is not None else None for a, d in keywords},
+        needs=tuple(a.arg for a, d in keywords if d is None),
+        source_hash=hashlib.sha256(content).hexdigest(),
     )
-    return {
-        "name": name,
-        "summary": options.first_sentence(text),
-        "source": options.first_url(text),
-        "options": defaults,
-        "looks_at": looks_at,
-    }
+
+
+def _decorator_keywords(function: ast.FunctionDef) -> list[ast.keyword]:
+    return [k for d in function.decorator_list if isinstance(d, ast.Call) for k in d.keywords]
+
+
+def _read_scheme(name: str) -> Row:
+    try:
+        told = outline(name)
+    except UsageError as error:
+        return {"name": name, "summary": str(error), "source": "", "options": {}}
+    looks_at = "weights and data" if told.kind == "score" else "shapes"
+    return {"name": name, "summary": told.summary, "source": told.url, "options": told.options, "looks_at": looks_at}
 
 
 def _literal(node: ast.expr) -> Any:

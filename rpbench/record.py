@@ -134,12 +134,16 @@ def json_schema() -> dict[str, Any]:
 
 def run_id(asked: dict[str, Any]) -> str:
     """A readable name and 12 hex digits of the hash of everything that was asked."""
-    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    code = hashlib.sha256(text.encode()).hexdigest()[:12]
+    code = hashlib.sha256(canonical(asked).encode()).hexdigest()[:12]
     model = asked["model"].partition("@")[0]
     parts = [asked["task"]["name"], model, asked["scheme"]["name"], f"{asked['density']:g}"]
     parts += [f"s{asked['seeds']['run']}", code]
     return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(p)) for p in parts)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 if __name__ == "__main__":

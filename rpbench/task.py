@@ -22,6 +22,7 @@ from rpbench.errors import BadDefinition, UnknownName
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Reference = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]*|.*\.toml)$")]  # a name on the shelf, or a file
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Density = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -166,7 +167,7 @@ class Evaluation(Definition):
 class Defaults(Definition):
     model: str
     scheme: str
-    density: Annotated[float, Field(gt=0, le=1)]
+    density: Density
 
 
 class Expected(Definition):
@@ -174,7 +175,7 @@ class Expected(Definition):
 
     model: str
     scheme: str
-    density: Annotated[float, Field(gt=0, le=1)]
+    density: Density
     metric: str
     value: float
     place: str
@@ -216,7 +217,7 @@ M = TypeVar("M", bound=Definition)
 def load_task(given: str) -> Task:
     """The task that `given` names: a shelf name or a TOML file."""
     path = definition("task", "tasks", given)
-    task = _load(Task, path)
+    task = load_definition(Task, path)
     faults = []
     for place, load, name in _names_in(task):
         try:
@@ -239,11 +240,11 @@ def _names_in(task: Task) -> Iterator[tuple[str, Callable[[str], Any], str]]:
 
 
 def load_set(given: str) -> ImageSet:
-    return _load(ImageSet, definition("image set", "tasks.images", given))
+    return load_definition(ImageSet, definition("image set", "tasks.images", given))
 
 
 def load_attack(given: str) -> Attack:
-    return _load(Attack, definition("attack", "tasks.attacks", given))
+    return load_definition(Attack, definition("attack", "tasks.attacks", given))
 
 
 def spec(task: Task, parts: Sequence[Definition] | None = None) -> str:
@@ -304,7 +305,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _load(kind: type[M], path: Path) -> M:
+def load_definition(kind: type[M], path: Path) -> M:
+    """A definition read from a TOML file; BadDefinition says everything that is wrong with it."""
     try:
         text = path.read_text()
         content = tomllib.loads(text)
@@ -337,7 +339,7 @@ def _faults(error: ValidationError, text: str) -> list[str]:
         if fault["type"] == "missing":
             found.append(f"{where or 'the file'} is missing")
         elif fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _KEYS, n=1)
+            near = difflib.get_close_matches(parts[-1], _keys(), n=1)
             found.append(f"{where} is not a key that exists here" + (f": did you mean '{near[0]}'?" if near else ""))
         elif isinstance(fault["input"], dict):
             found.append(f"{where or 'the file'}: {message}")
@@ -346,7 +348,8 @@ def _faults(error: ValidationError, text: str) -> list[str]:
     return found
 
 
-_KEYS = sorted({key for kind in Definition.__subclasses__() for key in kind.model_fields})
+def _keys() -> list[str]:
+    return sorted({key for kind in Definition.__subclasses__() for key in kind.model_fields})
 
 
 def _line(text: str, path: list[str]) -> int | None:

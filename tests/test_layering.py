@@ -26,6 +26,7 @@ LAYERS = [
     ["train", "progress", "evaluation", "connectivity", "machine"],
     ["engine"],
     ["step"],
+    ["board", "entries"],
     ["store", "cell"],
     ["data.opened"],
     ["data.streamed", "data.resident"],

@@ -1,0 +1,324 @@
+"""Records as boards read them: checked one by one, flat, and kept in an index so that ten thousand are read at once.
+
+What is wrong with a record is said in one line, and loses nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from rpbench.files import write_text
+from rpbench.record import RunRecord, canonical
+from rpbench.streams import Seeds
+
+INDEX = "index.json"
+FORMAT = 1  # of the index: another number is read anew
+LARGEST = 4 * 2**20  # bytes of a record: the largest nets take 50 KB
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a board needs of one record. Rates are in [0, 1]; `*_args` are canonical JSON of all options."""
+
+    run_id: str
+    place: str
+    status: str
+    task: str
+    version: int
+    spec: str
+    model: str
+    model_source: str
+    params: int
+    prunable: int
+    scheme: str
+    scheme_args: str
+    scheme_source: str
+    batches: int
+    images: int
+    sampler: str
+    sampler_args: str
+    sampler_source: str
+    density: float
+    realised: float | None
+    effective: float | None
+    kept: int | None
+    seed: int
+    init_seed: int
+    mask_seed: int
+    order_seed: int
+    init: str
+    source: str
+    procedure: str
+    precision: str
+    micro_batch: int | None
+    on_protocol: bool
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    metrics: dict[str, float]
+    last: dict[str, float]
+    dense_macs: int | None
+    sparse_macs: float | None
+    seconds: float | None
+    scheme_seconds: float | None
+    train_images_per_s: float | None
+    eval_images_per_s: float | None
+    device: str
+    world_size: int
+    command: str
+    error: str
+    level: str = "reported"
+
+    @property
+    def seeds(self) -> Seeds:
+        return Seeds(self.seed, init=self.init_seed, mask=self.mask_seed, order=self.order_seed)
+
+
+class Fault(NamedTuple):
+    """A record that cannot be used, and why."""
+
+    place: str
+    why: str
+
+
+@dataclass
+class Found:
+    """What a store or leaderboard holds."""
+
+    entries: list[Entry] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def read_store(store: Path) -> Found:
+    """Every record of a store, in the order of their names; those read before come from the store's index."""
+    known = _index(store)
+    seen: dict[str, dict[str, Any]] = {}
+    found, changed = Found(), False
+    for name, stamp in _stamps(store):
+        row = known.get(name)
+        if row is None or row["stamp"] != stamp:
+            row, changed = {"stamp": stamp} | _read(store / name / "record.json", name), True
+        seen[name] = row
+        if "why" in row:
+            found.faults.append(Fault(name, row["why"]))
+        else:
+            found.entries.append(_entry(row["entry"]))
+    if changed or len(seen) != len(known):
+        _keep_index(store, seen)
+    return found
+
+
+def read_lines(path: Path) -> Found:
+    """The records of a file of JSON lines: a record each, or a published row that holds one under "record"."""
+    found = Found()
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        found.faults.append(Fault(path.name, f"cannot be read: {error}"))
+        return found
+    for number, line in enumerate(text.splitlines(), start=1):
+        place = f"{path.name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            found.entries.append(entry(parse(line), place))
+        except ValueError as error:
+            found.faults.append(Fault(place, str(error)))
+    return found
+
+
+def parse(text: str) -> RunRecord:
+    """A record from JSON text. ValueError says in one line what is wrong with it."""
+    if len(text) > LARGEST:
+        raise ValueError(f"is {len(text) / 2**20:.1f} MB large: records have at most {LARGEST // 2**20} MB")
+    try:
+        return RunRecord.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in first["loc"])[:80] or "the file"
+        told = "" if first["type"] == "missing" else f" ({_short(first['input'])})"
+        raise ValueError(f"{place}: {str(first['msg']).lower()}{told}") from None
+
+
+def entry(record: RunRecord, place: str) -> Entry:
+    """A record as a board reads it. ValueError where its numbers cannot be."""
+    if why := impossible(record):
+        raise ValueError(why)
+    d, env = record.density, record.env
+    return Entry(
+        run_id=record.run_id,
+        place=place,
+        status=record.status,
+        task=record.task.name,
+        version=record.task.version,
+        spec=record.task.spec,
+        model=record.model.name,
+        model_source=record.model.source,
+        params=record.model.params,
+        prunable=record.model.prunable,
+        scheme=record.scheme.name,
+        scheme_args=canonical(record.scheme.args),
+        scheme_source=record.scheme.source,
+        batches=record.scheme.batches,
+        images=record.scheme.images,
+        sampler=record.sampler.name,
+        sampler_args=canonical(record.sampler.args),
+        sampler_source=record.sampler.source,
+        density=d.requested,
+        realised=d.realised,
+        effective=d.effective,
+        kept=d.kept,
+        seed=record.seeds.run,
+        init_seed=record.seeds.init,
+        mask_seed=record.seeds.mask,
+        order_seed=record.seeds.order,
+        init=record.init,
+        source=record.source,
+        procedure=record.procedure,
+        precision=record.precision,
+        micro_batch=record.micro_batch,
+        on_protocol=record.protocol.on,
+        notes=(*record.protocol.notes, *(f"{k}={v}" for k, v in record.protocol.overrides.items())),
+        skipped=tuple(record.skipped),
+        warnings=tuple(record.warnings),
+        metrics=dict(record.metrics),
+        last=dict(record.last),
+        dense_macs=record.cost.dense_macs,
+        sparse_macs=record.cost.sparse_macs,
+        seconds=record.cost.seconds,
+        scheme_seconds=record.cost.scheme_seconds,
+        train_images_per_s=record.cost.train_images_per_s,
+        eval_images_per_s=record.cost.eval_images_per_s,
+        device=str(env.get("device_name") or env.get("device") or ""),
+        world_size=env["world_size"] if isinstance(env.get("world_size"), int) else 1,
+        command=record.command,
+        error=record.error or "",
+    )
+
+
+def impossible(record: RunRecord) -> str:
+    """What cannot be in a record that a run has written; '' where nothing speaks against it."""
+    d, p = record.density, record.protocol
+    if not RUN_ID.fullmatch(record.run_id):
+        return f"run_id {_short(record.run_id)}: not the name of a cell"
+    if not 0 < d.requested <= 1:
+        return f"density.requested {d.requested}: must be in (0, 1]"
+    if min(record.seeds.run, record.seeds.init, record.seeds.mask, record.seeds.order) < 0:
+        return "seeds: must be whole numbers from 0"
+    if p.on and (p.overrides or p.limit is not None or p.limit_test is not None):
+        return "protocol.on is true, but the record has overrides or limits"
+    for name, value in (*record.metrics.items(), *record.last.items()):
+        if why := _out_of_range(name, value):
+            return why
+    if record.status != "ok":
+        return ""
+    for part, name in ((record.metrics, "metrics"), (record.last, "last")):
+        for key in ("top1", "nll", "ece", "epoch"):
+            if key not in part:
+                return f"{name}.{key} is missing"
+    if d.kept is None or d.realised is None or sum(d.kept_per_layer) != d.kept:
+        return "density.kept and kept_per_layer do not agree"
+    if d.prunable < 1 or not 0 <= d.kept <= d.prunable or abs(d.realised - d.kept / d.prunable) > 1e-9:
+        return f"density.realised {d.realised} is not kept / prunable = {d.kept} / {d.prunable}"
+    if min(d.kept_per_layer, default=0) < 0:
+        return "density.kept_per_layer has a negative count"
+    return ""
+
+
+def _out_of_range(name: str, value: float) -> str:
+    if name == "epoch":
+        return "" if value == int(value) and 1 <= value < 10**6 else f"metrics.epoch is {value}: not an epoch"
+    most = 1.0
+    if name == "brier":
+        most = 2.0
+    elif name == "nll":
+        most = 1e6
+    if not 0 <= value <= most:
+        return f"metrics.{_short(name)} is {value:g}: must be in [0, {most:g}]"
+    return ""
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    """An index row of a record's file: {"entry": ...} or {"why": ...}."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            return {"why": f"is {size / 2**20:.1f} MB large: records have at most {LARGEST // 2**20} MB"}
+        found = entry(parse(path.read_text()), name)
+    except (OSError, UnicodeDecodeError) as error:
+        return {"why": f"cannot be read: {' '.join(str(error).split())}"}
+    except ValueError as error:
+        return {"why": str(error)}
+    if found.run_id != name:
+        return {"why": f"run_id {_short(found.run_id)} is not the name of its folder"}
+    return {"entry": _values(found)}
+
+
+def _stamps(store: Path) -> Iterator[tuple[str, list[int]]]:
+    """(folder, [mtime in ns, size]) of every record, by name."""
+    try:
+        with os.scandir(store) as places:
+            folders = sorted(place.name for place in places if not place.name.startswith("."))
+    except OSError:
+        return
+    root = str(store)
+    for name in folders:
+        try:
+            stat = os.stat(f"{root}/{name}/record.json")
+        except OSError:
+            continue
+        yield name, [stat.st_mtime_ns, stat.st_size]
+
+
+def _index(store: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads((store / INDEX).read_text())
+        rows: dict[str, dict[str, Any]] = found["rows"] if found["format"] == [FORMAT, list(_FIELDS)] else {}
+        return rows
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _keep_index(store: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """An index only saves time: a store that cannot be written to does without."""
+    try:
+        write_text(store / INDEX, json.dumps({"format": [FORMAT, list(_FIELDS)], "rows": rows}))
+    except OSError:
+        return
+
+
+_FIELDS = tuple(Entry.__dataclass_fields__)
+_TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings"))
+
+
+def _values(found: Entry) -> list[Any]:
+    return list(asdict(found).values())
+
+
+def _entry(values: list[Any]) -> Entry:
+    for i in _TUPLES:
+        values[i] = tuple(values[i])
+    return Entry(*values)
+
+
+def merged(parts: Iterable[Found]) -> Found:
+    """Several finds as one."""
+    whole = Found()
+    for part in parts:
+        whole.entries += part.entries
+        whole.faults += part.faults
+    return whole
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
