@@ -61,7 +61,12 @@ class Figure(Definition):
 
 
 class Board(Definition):
-    """What is compared: grids of cells under one precision, over the same seeds, and by which metric."""
+    """What is compared: grids of cells under one precision, over the same seeds, and by which metric.
+
+    `reference` is the scheme that gaps are taken to; `margin` (in the metric's unit, points for rates) what still
+    counts as matching it; `flops` the fractions of dense FLOPs at which schemes are compared at equal cost (default:
+    the densities); `pairing` "seed" compares runs of equal seeds, which pays where their results correlate above 0.58.
+    """
 
     name: Name
     version: Annotated[int, Field(ge=1)]
@@ -73,6 +78,7 @@ class Board(Definition):
     reference: str = "dense"
     pairing: Literal["none", "seed"] = "none"
     margin: Annotated[float, Field(gt=0)] = 0.5
+    flops: tuple[Density, ...] = ()
     track: Literal["none", "gradient-flow"] = "none"
     grids: Annotated[tuple[Grid, ...], Field(min_length=1)]
     figures: tuple[Figure, ...] = ()

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,7 @@ class Entry:
     world_size: int
     command: str
     error: str
+    layers: tuple[float, ...] = ()  # density of each layer, in table order
     level: str = "reported"
 
     @property
@@ -202,6 +203,7 @@ def entry(record: RunRecord, place: str) -> Entry:
         world_size=env["world_size"] if isinstance(env.get("world_size"), int) else 1,
         command=record.command,
         error=record.error or "",
+        layers=tuple(round(k / n, 4) for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=False)),
     )
 
 
@@ -231,6 +233,11 @@ def impossible(record: RunRecord) -> str:
         return f"density.realised {d.realised} is not kept / prunable = {d.kept} / {d.prunable}"
     if min(d.kept_per_layer, default=0) < 0:
         return "density.kept_per_layer has a negative count"
+    if d.numel_per_layer and (
+        len(d.numel_per_layer) != len(d.kept_per_layer)
+        or any(k > n or n < 1 for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=True))
+    ):
+        return "density.kept_per_layer does not fit numel_per_layer"
     return ""
 
 
@@ -297,11 +304,11 @@ def _keep_index(store: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 
 _FIELDS = tuple(Entry.__dataclass_fields__)
-_TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings"))
+_TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings", "layers"))
 
 
 def _values(found: Entry) -> list[Any]:
-    return list(asdict(found).values())
+    return list(vars(found).values())
 
 
 def _entry(values: list[Any]) -> Entry:

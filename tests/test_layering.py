@@ -26,6 +26,9 @@ LAYERS = [
     ["train", "progress", "evaluation", "connectivity", "machine"],
     ["engine"],
     ["step"],
+    ["report.plain"],
+    ["report", "ranking"],
+    ["selection"],
     ["board", "entries"],
     ["store", "cell"],
     ["data.opened"],
@@ -37,7 +40,7 @@ LAYERS = [
     ["catalog"],
     ["masks", "files", "sampler"],
     ["scheme"],
-    ["budget", "options", "streams", "signals", "batchnorm", "folding"],
+    ["budget", "options", "streams", "signals", "batchnorm", "folding", "stats"],
     ["layers"],
     ["errors", ""],
 ]

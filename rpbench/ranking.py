@@ -1,0 +1,579 @@
+"""Records -> rows: every scheme's mean gap to the dense nets of the same recipe, with interval, rank and completeness.
+
+A row's score and its interval depend on its own records and the reference's alone. Ranks compare rows: their noise is
+pooled over all ranked rows, and every pair is one of a declared family (Holm).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from rpbench.board import Context, Plan, Who
+from rpbench.entries import Entry, Fault
+from rpbench.errors import UnknownName
+from rpbench.selection import Place, Selection
+from rpbench.stats import (
+    Crossing,
+    Estimate,
+    Group,
+    Pooled,
+    Rank,
+    contrast,
+    crossing,
+    group,
+    holm,
+    paired_contrast,
+    pool,
+    ranks,
+    separated,
+)
+from rpbench.streams import Seeds
+
+Order = Literal["params", "flops"]
+State = Literal["ok", "partial", "missing", "infeasible", "failed"]
+Net = tuple[str, str]  # task, model
+LOWER_IS_BETTER = ("ece", "nll", "brier", "fpr95")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: rates in percent (gaps in points), others as they are."""
+
+    key: str
+    title: str
+    unit: str
+    scale: float
+    sign: int  # -1 where less is better
+
+
+def metric_of(key: str) -> Metric:
+    """A metric by its key in a record, or "ood": ROC-AUC (maximum softmax), the mean over a task's sets."""
+    kind, _, of = key.partition("/")
+    titles = {"top1": "top-1", "top5": "top-5", "ece": "ECE", "nll": "NLL", "brier": "Brier", "auroc": "ROC-AUC",
+              "aupr": "AUPR", "fpr95": "FPR95", "robust": "top-1 under", "ood": "ROC-AUC, OoD",
+              "auroc_energy": "ROC-AUC (energy)", "aupr_energy": "AUPR (energy)",
+              "fpr95_energy": "FPR95 (energy)"}  # fmt: skip
+    title = f"{titles.get(kind, kind)} {of}".strip()
+    rate = kind not in ("nll", "brier")
+    sign = -1 if kind.split("_")[0] in LOWER_IS_BETTER else 1
+    return Metric(key, title, "%" if rate else "", 100.0 if rate else 1.0, sign)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row in one context: its results over the seeds. Values are scaled as the metric is shown."""
+
+    context: Context
+    state: State
+    seeds: tuple[Seeds, ...]
+    missing: tuple[Seeds, ...]
+    values: tuple[float, ...]
+    group: Group | None
+    gap: Estimate | None
+    entries: tuple[Entry, ...]
+    reason: str = ""
+
+    @property
+    def flops(self) -> float | None:
+        """Sparse over dense FLOPs, as drawn."""
+        return _mean(e.sparse_macs / e.dense_macs for e in self.entries if e.sparse_macs is not None and e.dense_macs)
+
+    @property
+    def effective(self) -> float | None:
+        return _mean(e.effective for e in self.entries if e.effective is not None)
+
+    @property
+    def realised(self) -> float | None:
+        return _mean(e.realised for e in self.entries if e.realised is not None)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A row's score as a linear combination: of its own cells' means, and of the reference's."""
+
+    own: dict[Context, float]
+    reference: dict[Net, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme (x sampler) on a board."""
+
+    who: Who
+    label: str
+    cells: tuple[Cell, ...]
+    score: Estimate | None = None  # mean gap to the reference, in the metric's unit
+    p: float | None = None  # of that gap, Holm-adjusted over the rows of its block
+    rank: Rank | None = None
+    marks: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    axes: dict[str, Estimate | None] = field(default_factory=dict)
+    matching: dict[Net, Crossing] = field(default_factory=dict)
+    level: str = ""
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a cost over the row's cells: flops, effective, realised."""
+        return _mean(v for v in (getattr(cell, name) for cell in self.cells) if v is not None)
+
+    def cost(self, name: str) -> float | None:
+        """The mean over the row's records of what one of them took: scheme_seconds, batches, seconds, ..."""
+        return _mean(v for c in self.cells for e in c.entries if (v := getattr(e, name)) is not None)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are ranked together, best first, on cells that all of them have."""
+
+    title: str
+    contexts: tuple[Context, ...]
+    rows: tuple[Row, ...]
+    pooled: Pooled | None
+    steps: tuple[Estimate | None, ...]  # each row less the next one
+    apart: tuple[bool, ...]  # whether that step is significant in the family of all pairs
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A board, scored."""
+
+    plan: Plan
+    metric: Metric
+    order: Order
+    reference: tuple[Cell, ...]
+    ranked: Block
+    common: Block | None
+    incomplete: tuple[Row, ...]
+    not_run: tuple[str, ...]
+    left_out: tuple[Fault, ...]
+    axes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every row with a record, ranked ones first."""
+        return (*self.ranked.rows, *self.incomplete)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The dense nets that gaps are taken to: groups by net, for any metric."""
+
+    cells: dict[Net, Cell]
+
+    def entries(self, net: Net) -> tuple[Entry, ...]:
+        return self.cells[net].entries if net in self.cells else ()
+
+
+def score(plan: Plan, selection: Selection, metric: str = "", order: Order = "params") -> Sheet:
+    """Score the rows of a board by one metric. UnknownName where no record has that metric."""
+    shown = metric_of(metric or plan.board.metric)
+    known = _metrics(selection)
+    if known and shown.key not in known:
+        raise UnknownName("metric", shown.key, sorted(known))
+    seeds = _wanted_seeds(plan)
+    who_reference = next(w.who for w in plan.cells if w.asked["scheme"] == plan.board.reference)
+    wanted = list(dict.fromkeys(w.context for w in plan.cells if w.who == who_reference))
+    reference = _Reference({
+        c[:2]: _cell(c, selection.places.get(who_reference, {}).get(c, Place()), seeds[c], shown, None) for c in wanted
+    })  # fmt: skip
+    rows = []
+    for who in [*plan.labels, *(w for w in selection.places if w not in plan.labels)]:
+        if who != who_reference and who in selection.places:
+            rows.append(_row(plan, selection, who, seeds, shown, reference, order))
+    complete = [row for row in rows if not row.lacks and all(c.state == "ok" for c in row.cells)]
+    infeasible = [row for row in rows if not row.lacks and row not in complete]
+    incomplete = [row for row in rows if row.lacks]
+    every = plan.contexts
+    ranked, short = _block(f"all {len(every)} cells", plan, every, complete, reference, shown, order)
+    incomplete += short
+    common = None
+    if infeasible:
+        shared = tuple(c for c in every if all(_state(row, c) == "ok" for row in (*complete, *infeasible)))
+        title = f"the {len(shared)} cells of {len(every)} that are feasible for all"
+        common, _ = _block(title, plan, shared, [*complete, *infeasible], reference, shown, order)
+        incomplete = [*incomplete, *infeasible]
+    not_run = [plan.labels[w] for w in plan.labels if w not in selection.places and w != who_reference]
+    return Sheet(
+        plan=plan,
+        metric=shown,
+        order=order,
+        reference=tuple(reference.cells.values()),
+        ranked=ranked,
+        common=common,
+        incomplete=tuple(sorted(incomplete, key=lambda r: r.label)),
+        not_run=tuple(not_run),
+        left_out=selection.left_out,
+        axes=_axes(known, shown.key),
+        notes=tuple(_notes(plan, reference, ranked, order)),
+    )
+
+
+def _axes(known: set[str], main: str) -> tuple[str, ...]:
+    """The axes beside the score: accuracy, calibration, out of distribution, robustness."""
+    robust = sorted(k for k in known if k.startswith("robust/"))
+    return tuple(k for k in ("top1", "ece", "nll", "ood", *robust) if k in known and k != main)
+
+
+def _metrics(selection: Selection) -> set[str]:
+    found = {
+        k for places in selection.places.values() for p in places.values() for e in p.ok.values() for k in e.metrics
+    }
+    return (found | {"ood"} if any(k.startswith("auroc/") for k in found) else found) - {"epoch"}
+
+
+def value_of(e: Entry, metric: Metric, sets: Iterable[str] | None = None) -> float | None:
+    """A record's value of a metric as it is shown; of "ood" over `sets` (those that the reference has)."""
+    if metric.key != "ood":
+        found = e.metrics.get(metric.key)
+        return None if found is None else found * metric.scale
+    names = [f"auroc/{s}" for s in sets] if sets is not None else [k for k in e.metrics if k.startswith("auroc/")]
+    if not names or any(n not in e.metrics for n in names):
+        return None
+    return math.fsum(e.metrics[n] for n in names) / len(names) * metric.scale
+
+
+def _sets(entries: Sequence[Entry]) -> tuple[str, ...] | None:
+    """The OoD sets that all of these records were scored on."""
+    if not entries:
+        return None
+    each = [{k.removeprefix("auroc/") for k in e.metrics if k.startswith("auroc/")} for e in entries]
+    return tuple(sorted(set.intersection(*each)))
+
+
+def _cell(
+    context: Context, place: Place, wanted: tuple[Seeds, ...], metric: Metric, reference: _Reference | None
+) -> Cell:
+    """What there is of a row in a context."""
+    have = [s for s in wanted if s in place.ok]
+    entries = tuple(place.ok[s] for s in have)
+    sets = _sets(reference.entries(context[:2]) if reference else entries)
+    values = [value_of(e, metric, sets) for e in entries]
+    known = tuple(v for v in values if v is not None)
+    missing = tuple(s for s in wanted if s not in place.ok)
+    state: State = "ok"
+    if place.infeasible and not have:
+        state = "infeasible"
+    elif not have:
+        state = "failed" if place.broken else "missing"
+    elif len(known) < len(have) or (missing and not _single(have, wanted)):
+        state = "partial"
+    ends = [*place.infeasible.values(), *place.broken.values()]
+    reason = "; ".join(dict.fromkeys(f"{e.status}: {e.error}" for e in ends))
+    told = group(known) if known and len(known) == len(have) else None
+    gap = None
+    if told and reference:
+        other = reference.cells.get(context[:2])
+        if other and other.group:
+            gap = contrast([told, other.group], [1.0, -1.0], pool([told, other.group]))
+    return Cell(context, state, tuple(have), missing, known, told, gap, entries, reason)
+
+
+def _single(have: Sequence[Seeds], wanted: Sequence[Seeds]) -> bool:
+    """Whether there is the board's first seed alone: such rows are placed, and marked."""
+    return list(have) == [wanted[0]]
+
+
+def _wanted_seeds(plan: Plan) -> dict[Context, tuple[Seeds, ...]]:
+    found: dict[Context, dict[Seeds, None]] = {}
+    for w in plan.cells:
+        found.setdefault(w.context, {})[w.seeds] = None
+    return {context: tuple(seeds) for context, seeds in found.items()}
+
+
+def _row(
+    plan: Plan,
+    selection: Selection,
+    who: Who,
+    seeds: Mapping[Context, tuple[Seeds, ...]],
+    metric: Metric,
+    reference: _Reference,
+    order: Order,
+) -> Row:
+    places = selection.places[who]
+    cells = tuple(_cell(c, places.get(c, Place()), seeds[c], metric, reference) for c in plan.contexts)
+    lacks = [_lack(cell) for cell in cells if cell.state not in ("ok", "infeasible")]
+    alone = [len(c.seeds) == 1 < len(seeds[c.context]) for c in cells if c.state == "ok"]
+    if any(alone) and not all(alone):
+        lacks += [_lack(c) for c, one in zip((c for c in cells if c.state == "ok"), alone, strict=True) if one]
+    marks = ["1 seed"] if alone and all(alone) else []
+    skipped = sorted({s for c in cells for e in c.entries for s in e.skipped})
+    marks += [f"without {', '.join(skipped)}"] if skipped else []
+    worlds = {e.world_size for c in cells for e in c.entries if e.world_size > 1}
+    marks += [f"{', '.join(map(str, sorted(worlds)))} processes"] if worlds else []
+    row = Row(who, selection.labels[who], cells, marks=tuple(marks), lacks=tuple(lacks))
+    levels = {e.level for c in cells for e in c.entries}
+    return _with(row, matching=_matching(plan, row, reference), level=min(levels, default="", key=LEVELS.index))
+
+
+LEVELS = ("reported", "complete", "checked", "verified")
+
+
+def _lack(cell: Cell) -> str:
+    where = cell.context.title
+    if cell.state == "failed":
+        return f"{where}: {cell.reason}"
+    if not cell.seeds:
+        return f"{where}: no seed"
+    if not cell.missing:
+        return f"{where}: not scored on it"
+    runs = ", ".join(str(s.run) for s in cell.missing)
+    return f"{where}: seed{'s' if len(cell.missing) > 1 else ''} {runs}"
+
+
+def _state(row: Row, context: Context) -> State:
+    return next(cell.state for cell in row.cells if cell.context == context)
+
+
+def _with(row: Row, **changes: Any) -> Row:
+    from dataclasses import replace
+
+    return replace(row, **changes)
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def weights(
+    row: Row, contexts: Sequence[Context], reference: _Reference, order: Order, levels: Sequence[float]
+) -> Weights | str:
+    """The row's score as weights of group means; words where the row does not reach what is compared."""
+    if order == "params":
+        each = 1 / len(contexts)
+        found = Weights(dict.fromkeys(contexts, each), {})
+        for c in contexts:
+            found.reference[c[:2]] = found.reference.get(c[:2], 0.0) - each
+        return found
+    return _flops_weights(row, contexts, levels)
+
+
+def _flops_weights(row: Row, contexts: Sequence[Context], levels: Sequence[float]) -> Weights | str:
+    """Linear interpolation of the mean over log FLOPs between a net's densities, the dense net at 1."""
+    found = Weights({}, {})
+    nets = list(dict.fromkeys(c[:2] for c in contexts))
+    each = 1 / (len(nets) * len(levels))
+    for net in nets:
+        points: list[tuple[float, Context | None]] = [(0.0, None)]
+        for cell in row.cells:
+            if cell.context in contexts and cell.context[:2] == net:
+                if not cell.flops:
+                    return f"{net[1]}: FLOPs are not known"
+                points.append((math.log(cell.flops), cell.context))
+        points.sort(key=lambda p: p[0])
+        for level in levels:
+            x = math.log(level)
+            if x < points[0][0]:
+                least = math.exp(points[0][0])
+                return f"{net[1]}: its FLOPs reach down to {least:.1%} of the dense net's, not to {level:.1%}"
+            upper = next(i for i, p in enumerate(points) if p[0] >= x)
+            lower = max(0, upper - 1)
+            span = points[upper][0] - points[lower][0]
+            part = (x - points[lower][0]) / span if span else 1.0
+            for share, (_, context) in ((1 - part, points[lower]), (part, points[upper])):
+                if context is None:
+                    found.reference[net] = found.reference.get(net, 0.0) + share * each
+                else:
+                    found.own[context] = found.own.get(context, 0.0) + share * each
+            found.reference[net] = found.reference.get(net, 0.0) - each
+    return found
+
+
+def _estimate(
+    parts: Sequence[tuple[Row, Weights, float]],
+    reference: _Reference,
+    groups: _Groups,
+    pooled: Pooled | None,
+    paired: bool,
+) -> Estimate | None:
+    """A sum of rows' scores, each with a factor: 1 row is its gap, two with 1 and -1 their difference."""
+    told: list[tuple[Group, Sequence[float], float]] = []
+    joint: dict[Net, float] = {}
+    for row, w, factor in parts:
+        for context, weight in w.own.items():
+            found = groups.own(row, context)
+            if found is None:
+                return None
+            told.append((*found, factor * weight))
+        for net, weight in w.reference.items():
+            joint[net] = joint.get(net, 0.0) + factor * weight
+    for net, weight in joint.items():
+        if abs(weight) > 1e-12:
+            found = groups.reference(net)
+            if found is None:
+                return None
+            told.append((*found, weight))
+    if paired and len({len(values) for _, values, _ in told}) == 1:
+        return paired_contrast([values for _, values, _ in told], [w for *_, w in told])
+    return contrast([g for g, _, _ in told], [w for *_, w in told], pooled)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Results of one metric by row and context, and the reference's by net."""
+
+    metric: Metric
+    dense: _Reference
+
+    def own(self, row: Row, context: Context) -> tuple[Group, tuple[float, ...]] | None:
+        cell = next(c for c in row.cells if c.context == context)
+        return self._told(cell, context[:2])
+
+    def reference(self, net: Net) -> tuple[Group, tuple[float, ...]] | None:
+        cell = self.dense.cells.get(net)
+        return self._told(cell, net) if cell else None
+
+    def _told(self, cell: Cell, net: Net) -> tuple[Group, tuple[float, ...]] | None:
+        sets = _sets(self.dense.entries(net))
+        values = [value_of(e, self.metric, sets) for e in cell.entries]
+        known = tuple(v for v in values if v is not None)
+        return (group(known), known) if known and len(known) == len(values) else None
+
+
+def _block(
+    title: str,
+    plan: Plan,
+    contexts: tuple[Context, ...],
+    rows: Sequence[Row],
+    reference: _Reference,
+    metric: Metric,
+    order: Order,
+) -> tuple[Block, list[Row]]:
+    """Rank rows on contexts that all of them have; rows that do not reach what is compared are given back."""
+    groups = _Groups(metric, reference)
+    paired = plan.board.pairing == "seed"
+    levels = plan.board.flops or tuple(dict.fromkeys(c.density for c in contexts))
+    weighed: list[tuple[Row, Weights]] = []
+    short: list[Row] = []
+    for row in rows if contexts else ():
+        found = weights(row, contexts, reference, order, levels)
+        if isinstance(found, str):
+            short.append(_with(row, lacks=(found,)))
+        else:
+            weighed.append((row, found))
+    everyone = pool(
+        [*_spread(weighed, groups), *(g for net in reference.cells if (g := _first(groups.reference(net))))]
+    )
+    scored = []
+    for row, w in weighed:
+        # a single-seed row has no noise of its own: it takes that of the block
+        nets = {c[:2] for c in w.own}
+        own = pool([*_spread([(row, w)], groups), *(g for n in nets if (g := _first(groups.reference(n))))])
+        noise = everyone if "1 seed" in row.marks else own
+        scored.append((row, w, _estimate([(row, w, 1.0)], reference, groups, noise, paired)))
+    absolute = {id(row): _absolute(row, w, groups) for row, w, _ in scored}
+    scored.sort(key=lambda s: (-metric.sign * (absolute[id(s[0])] or 0.0), s[0].label))
+    pairs = {}
+    for (i, (a, wa, _)), (j, (b, wb, _)) in combinations(enumerate(scored), 2):
+        found_pair = _estimate([(a, wa, 1.0), (b, wb, -1.0)], reference, groups, everyone, paired)
+        if found_pair is not None:
+            pairs[i, j] = Estimate(metric.sign * found_pair.value, found_pair.se, found_pair.df)
+    places, apart = ranks(len(scored), pairs), separated(pairs)
+    tested = [e.p for *_, e in scored if e is not None and e.p is not None]
+    adjusted = iter(holm(tested))
+    done = []
+    for (row, _, e), place in zip(scored, places, strict=True):
+        p = next(adjusted) if e is not None and e.p is not None else None
+        axes = _axes_of(row, contexts, reference, plan)
+        done.append(_with(row, score=e, p=p, rank=place, axes=axes))
+    steps = tuple(_turned(pairs.get((i, i + 1)), metric.sign) for i in range(len(done) - 1))
+    flags = tuple(bool(apart.get((i, i + 1))) for i in range(len(done) - 1))
+    return Block(title, contexts, tuple(done), everyone, steps, flags), short
+
+
+def _turned(e: Estimate | None, sign: int) -> Estimate | None:
+    return e and Estimate(sign * e.value, e.se, e.df)
+
+
+def _absolute(row: Row, w: Weights, groups: _Groups) -> float | None:
+    """The row's weighted mean, with the reference's where it is known: orders rows even without a reference."""
+    parts = [(g[0].mean, x) for c, x in w.own.items() if (g := groups.own(row, c))]
+    parts += [(g[0].mean, x) for n, x in w.reference.items() if (g := groups.reference(n))]
+    return math.fsum(m * x for m, x in parts) if parts else None
+
+
+def _spread(weighed: Sequence[tuple[Row, Weights]], groups: _Groups) -> list[Group]:
+    return [g for row, w in weighed for c in w.own if (g := _first(groups.own(row, c)))]
+
+
+def _first(found: tuple[Group, tuple[float, ...]] | None) -> Group | None:
+    return found[0] if found else None
+
+
+def _axes_of(row: Row, contexts: tuple[Context, ...], reference: _Reference, plan: Plan) -> dict[str, Estimate | None]:
+    """The gap to the reference by every metric that the row's records have, over the same cells."""
+    keys = {k for c in row.cells for e in c.entries for k in e.metrics} - {"epoch", "val_top1"}
+    if any(k.startswith("auroc/") for k in keys):
+        keys.add("ood")
+    found = {}
+    for key in sorted(keys):
+        groups = _Groups(metric_of(key), reference)
+        w = weights(row, contexts, reference, "params", ())
+        assert isinstance(w, Weights)
+        spread = [*_spread([(row, w)], groups), *(g for n in w.reference if (g := _first(groups.reference(n))))]
+        found[key] = _estimate([(row, w, 1.0)], reference, groups, pool(spread), plan.board.pairing == "seed")
+    return found
+
+
+def difference(sheet: Sheet, a: Row, b: Row) -> tuple[Estimate | None, tuple[Context, ...], Pooled | None]:
+    """Row a less row b over the cells that both have, their noise pooled over the two alone."""
+    shared = tuple(
+        ca.context
+        for ca, cb in zip(a.cells, b.cells, strict=True)
+        if ca.state == cb.state == "ok" and ca.group and cb.group
+    )
+    if not shared:
+        return None, (), None
+    reference = _Reference({c.context[:2]: c for c in sheet.reference})
+    groups = _Groups(sheet.metric, reference)
+    wa, wb = (weights(r, shared, reference, "params", ()) for r in (a, b))
+    assert isinstance(wa, Weights)
+    assert isinstance(wb, Weights)
+    noise = pool([*_spread([(a, wa)], groups), *_spread([(b, wb)], groups)]) or sheet.ranked.pooled
+    paired = sheet.plan.board.pairing == "seed"
+    return _estimate([(a, wa, 1.0), (b, wb, -1.0)], reference, groups, noise, paired), shared, noise
+
+
+def _matching(plan: Plan, row: Row, reference: _Reference) -> dict[Net, Crossing]:
+    """Per net, the largest sparsity at which the row keeps within the board's margin of the dense net."""
+    found = {}
+    for net, dense in reference.cells.items():
+        cells = [c for c in row.cells if c.context[:2] == net and c.state == "ok" and c.gap and c.group]
+        cells.sort(key=lambda c: -c.context.density)
+        if len(cells) < 2 or dense.group is None:
+            continue
+        noise = pool([dense.group, *(c.group for c in cells if c.group)])
+        told = [contrast([c.group, dense.group], [1.0, -1.0], noise) for c in cells if c.group]
+        sign = metric_of(plan.board.metric).sign
+        known = all(t.se is not None for t in told)
+        shared = contrast([dense.group], [1.0], noise).se if known else None
+        found[net] = crossing(
+            [1 - c.context.density for c in cells],
+            [sign * t.value for t in told],
+            [t.se or 0.0 for t in told] if known else None,
+            plan.board.margin,
+            shared=shared or 0.0,
+            df=min((t.df for t in told if t.df is not None), default=math.inf),
+        )
+    return found
+
+
+def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order) -> Iterable[str]:
+    name = plan.board.reference
+    for (task, model), cell in reference.cells.items():
+        if cell.group is None:
+            yield f"{name} {task} {model} is not there: no gaps to it"
+        elif cell.missing:
+            yield f"{name} {task} {model} has {len(cell.seeds)} of {len(cell.seeds) + len(cell.missing)} seeds"
+    pooled = ranked.pooled
+    if pooled is not None and not pooled.homogeneous:
+        yield f"seed variances differ (p = {pooled.p:.3g}): intervals and ranks use each cell's own (Welch)"
+    if order == "flops":
+        yield "equal FLOPs: means interpolated over log FLOPs between a net's densities"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,0 +1,1 @@
+"""Scored boards as text, tables, pages and figures. No torch."""

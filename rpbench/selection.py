@@ -1,0 +1,137 @@
+"""Which records a board compares, and why the others are left out. Every reason is told; nothing is lost silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpbench.board import Context, Plan, Who
+from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, names, outline
+from rpbench.entries import Entry, Fault
+from rpbench.errors import UsageError
+from rpbench.record import canonical
+from rpbench.streams import Seeds
+
+
+@dataclass
+class Place:
+    """What there is of one row in one context: results and other ends, by the seeds they had."""
+
+    ok: dict[Seeds, Entry] = field(default_factory=dict)
+    infeasible: dict[Seeds, Entry] = field(default_factory=dict)
+    broken: dict[Seeds, Entry] = field(default_factory=dict)  # failed or diverged
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Records of a board by row and context, and those that belong to it but cannot be compared."""
+
+    places: dict[Who, dict[Context, Place]]
+    labels: dict[Who, str]
+    left_out: tuple[Fault, ...]
+
+
+def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -> Selection:
+    """Sort records into the places of a board. Records of other boards are passed over; what belongs here by task, net
+    and density and cannot be compared is in `left_out`, with the reason."""
+    wanted: dict[Context, set[Seeds]] = {}
+    for w in plan.cells:
+        wanted.setdefault(w.context, set()).add(w.seeds)
+    reference = plan.board.reference
+    places: dict[Who, dict[Context, Place]] = {}
+    left: list[Fault] = list(faults)
+    prunable: dict[tuple[str, str], int] = {}
+    # the reference first: whose net another record must have
+    for e in sorted(entries, key=lambda e: (e.scheme != reference, e.run_id, e.place)):
+        context = Context(e.task, e.model, e.density)
+        if context not in (wanted if e.scheme == reference else plan.contexts):
+            continue
+        who = who_of(e)
+        place = places.get(who, {}).get(context, Place())
+        why = _objection(plan, e)
+        if not why and e.prunable != prunable.setdefault(context[:2], e.prunable):
+            why = (
+                f"has {e.prunable:,} prunable weights, not the {prunable[context[:2]]:,} of other records of {e.model}"
+            )
+        if not why and e.seeds not in wanted[context]:
+            why = f"seeds {_seeds(e.seeds)} are not the board's"
+        if not why and e.status == "ok" and plan.board.metric not in e.metrics:
+            why = f"has no {plan.board.metric}"
+        if not why and any(e.seeds in part for part in (place.ok, place.infeasible, place.broken)):
+            why = "a second record of the same cell"
+        if why:
+            left.append(Fault(e.place, why))
+            continue
+        part = {"ok": place.ok, "infeasible": place.infeasible}.get(e.status, place.broken)
+        part[e.seeds] = e
+        places.setdefault(who, {})[context] = place
+    labels = {**plan.labels, **_own_labels([w for w in places if w not in plan.labels])}
+    return Selection(places, labels, tuple(left))
+
+
+def who_of(e: Entry) -> Who:
+    """Whose row a record belongs to."""
+    own = "" if is_shelved_scheme(e.scheme) else e.scheme_source
+    drawn = "" if is_shelved_sampler(e.sampler) else e.sampler_source
+    return Who(e.scheme, e.scheme_args, own, e.sampler, e.sampler_args, drawn)
+
+
+def _objection(plan: Plan, e: Entry) -> str:
+    """Why a record cannot be compared on this board; '' if it can."""
+    if e.spec != plan.specs[e.task]:
+        return (
+            f"of another definition of task '{e.task}' than today's (spec {e.spec[:8]}, not {plan.specs[e.task][:8]})"
+        )
+    if not e.on_protocol:
+        return f"off protocol: {', '.join(e.notes) or 'limits or overrides'}"
+    for word, value, right in (
+        ("precision", e.precision, plan.board.precision),
+        ("init", e.init, "default"),
+        ("source", e.source, "none"),
+        ("procedure", e.procedure, "static"),
+    ):
+        if value != right:
+            return f"{word} is {value}, the board's is {right}"
+    if is_shelved_scheme(e.scheme) and e.scheme_source != outline(e.scheme).source_hash:
+        return f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
+    budget = round(e.density * e.prunable)
+    if e.status == "ok" and e.kept != budget:
+        return f"off budget: keeps {e.kept:,} weights, {budget:,} were asked for"
+    return ""
+
+
+def _own_labels(rows: list[Who]) -> dict[Who, str]:
+    """Labels of rows that the board does not name: the scheme's own, as short as tells them apart."""
+    found = {}
+    for who in rows:
+        text = _written(who.scheme, who.args)
+        drawn = _written(who.sampler, who.sampler_args)
+        found[who] = text if drawn == "exact" else f"{text} + {drawn}"
+    for label in set(found.values()):
+        same = [who for who in found if found[who] == label]
+        if len(same) > 1:
+            found |= {who: f"{label} @{(who.source or who.sampler_source)[:8]}" for who in same}
+    return found
+
+
+def _written(name: str, args: str) -> str:
+    """NAME:key=value of the options that differ from the defaults, as far as those are known."""
+    values: Mapping[str, Any] = json.loads(args)
+    defaults: Mapping[str, Any] = {}
+    if name in names("baselines", ".py"):
+        try:
+            defaults = outline(name).options
+        except UsageError:
+            defaults = {}
+    if not isinstance(values, dict):
+        return name
+    parts = [f"{k}={v}" for k, v in values.items() if canonical(defaults.get(k)) != canonical(v)]
+    return f"{name}:{','.join(parts)}" if parts else name
+
+
+def _seeds(seeds: Seeds) -> str:
+    if seeds.run == seeds.init == seeds.mask == seeds.order:
+        return str(seeds.run)
+    return f"{seeds.run} (init {seeds.init}, mask {seeds.mask}, order {seeds.order})"
