@@ -66,9 +66,10 @@ class Watch(Protocol):
         ...
 
 
-def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Watch) -> list[End]:
-    """Run cells `slots` at a time in the way of this machine: lanes on a GPU, else processes that divide the threads.
+def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Watch, apart: bool = False) -> list[End]:
+    """Run cells in the way of this machine: `slots` lanes on each GPU, else `slots` processes that divide the threads.
 
+    Several GPUs have a process each; `apart` gives one to a single GPU too, so that a crash takes no other cell.
     Raises UsageError for a cell that cannot be asked for before any is run; Interrupted after a signal.
     """
     from rpbench.cell import ask
@@ -78,12 +79,34 @@ def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Wat
     processes = Processes()
     if processes.world > 1:
         raise UsageError(f"{len(cells)} cells are run at once by one process, not by {processes.world}: no launcher")
-    if processes.device.type == "cuda":
-        slots = min(len(cells), slots or LANES, MOST_LANES)
-        return run_lanes(cells, replace(wish, packed=slots), slots, watch, processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processes.device.type == "cuda":
+        import torch
+
+        gpus = min(torch.cuda.device_count(), len(cells))
+        lanes = min(-(-len(cells) // gpus), slots or LANES, MOST_LANES)
+        if gpus > 1 or apart:
+            each = Team(gpus, max(1, cores // gpus), lanes, _visible(gpus))
+            return run_processes(asked, replace(wish, packed=lanes), each, watch)
+        return run_lanes(cells, replace(wish, packed=lanes), lanes, watch, processes)
     slots = min(len(cells), slots or cores)
-    return run_processes(asked, replace(wish, packed=slots), slots, watch, max(1, cores // slots))
+    return run_processes(asked, replace(wish, packed=slots), Team(slots, max(1, cores // slots)), watch)
+
+
+def _visible(gpus: int) -> tuple[str, ...]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(given.split(",")[:gpus] if given else map(str, range(gpus)))
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that run cells: how many, how many threads each has, how many cells it runs at once, on which GPU."""
+
+    processes: int
+    threads: int = 1
+    lanes: int = 1
+    gpus: tuple[str, ...] = ()
 
 
 def run_lanes(cells: Sequence[Cell], wish: Wish, slots: int, watch: Watch, processes: Processes) -> list[End]:
@@ -167,8 +190,8 @@ class _Passed(Quiet):
         self.watch.at(self.index, (state.epoch * steps + state.step) / self.steps_in_all)
 
 
-def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, threads: int = 1) -> list[End]:
-    """Run cells in `slots` processes of `threads` threads each. A process that dies takes one cell with it.
+def run_processes(asked: Sequence[Asked], wish: Wish, team: Team, watch: Watch) -> list[End]:
+    """Run cells in the processes of a team. One that dies takes with it what it was working on: a cell, or a lane each.
 
     Raises Interrupted after a signal, when every cell that was being trained has its checkpoint.
     """
@@ -177,10 +200,10 @@ def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, 
     workers: list[_Worker] = []
     try:
         with noted_signals() as caught:
-            for _ in range(min(slots, len(asked))):
-                workers.append(_Worker(wish, threads))
+            for place in range(min(team.processes, len(asked))):
+                workers.append(_Worker(wish, team, place))
                 workers[-1].give(waiting, asked)
-            while busy := [w for w in workers if w.index is not None]:
+            while busy := [w for w in workers if w.open]:
                 wait([c for w in busy for c in (w.connection, w.process.sentinel)], timeout=0.5)
                 for worker in busy:
                     if caught:
@@ -189,6 +212,7 @@ def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, 
                     for index, end in worker.told(watch):
                         ends[index] = end
                         watch.ended(index, end)
+                    if not worker.open:
                         if waiting and not worker.process.is_alive():
                             worker.start()
                         worker.give(waiting, asked)
@@ -201,11 +225,11 @@ def run_processes(asked: Sequence[Asked], wish: Wish, slots: int, watch: Watch, 
 
 
 class _Worker:
-    """A process that runs one cell after another."""
+    """A process that runs one cell after another, or one pack of them. `open` are those that have not ended."""
 
-    def __init__(self, wish: Wish, threads: int) -> None:
-        self.wish, self.threads = wish, threads
-        self.index: int | None = None
+    def __init__(self, wish: Wish, team: Team, place: int) -> None:
+        self.wish, self.team, self.place = wish, team, place
+        self.open: list[int] = []
         self.stopped = False
         self.start()
 
@@ -213,7 +237,7 @@ class _Worker:
         context = get_context("spawn")
         self.connection, other = context.Pipe()
         # no daemon: those may not have processes of their own, which decode large images
-        self.process = context.Process(target=_work, args=(other, self.wish, self.threads))
+        self.process = context.Process(target=_work, args=(other, self.wish, self.team, self.place))
         resource_tracker.ensure_running()  # starting it ends the blocking of signals
         # until it can ignore it: a terminal's Ctrl-C would end an import with a traceback
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -224,11 +248,11 @@ class _Worker:
         other.close()
 
     def give(self, waiting: deque[int], asked: Sequence[Asked]) -> None:
-        """The next cell, if there is one."""
-        self.index = waiting.popleft() if waiting else None
-        if self.index is not None:
+        """The next cells, as many as it runs at once, if there are any."""
+        self.open = [waiting.popleft() for _ in range(min(self.team.lanes, len(waiting)))]
+        if self.open:
             with contextlib.suppress(BrokenPipeError):  # it has died: told() will say so
-                self.connection.send(asked[self.index])
+                self.connection.send([(index, asked[index]) for index in self.open])
 
     def stop(self) -> None:
         """Let it keep a checkpoint and end."""
@@ -237,27 +261,27 @@ class _Worker:
         self.stopped = True
 
     def told(self, watch: Watch) -> Iterator[tuple[int, End]]:
-        """Pass on what it has said since; how its cell has ended, if it has."""
-        assert self.index is not None
+        """Pass on what it has said since; how its cells have ended, if they have."""
         dead = not self.process.is_alive()  # asked first: what it said last is still to be read
         try:
-            while self.connection.poll():
-                kind, value = self.connection.recv()
+            while self.open and self.connection.poll():
+                kind, index, value = self.connection.recv()
                 if kind == "at":
-                    watch.at(self.index, value)
+                    watch.at(index, value)
                 elif kind == "said":
-                    watch.said(self.index, value)
+                    watch.said(index, value)
                 else:
-                    yield self.index, value
-                    return
+                    self.open.remove(index)
+                    yield index, value
         except (EOFError, OSError):  # nobody is left at the other end, or not for the whole of a message
             dead = True
-        if dead:  # its decode processes may hold the other end open for some seconds yet
+        if dead and self.open:  # its decode processes may hold the other end open for some seconds yet
             self.process.join()
             code = self.process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             why = "stopped; the same command goes on from here" if self.stopped else f"its process died ({how})"
-            yield self.index, End(None, why)
+            lost, self.open = self.open, []
+            yield from ((index, End(None, why)) for index in lost)
 
     def close(self) -> None:
         """End it: at once, as it has nothing left to do."""
@@ -267,26 +291,32 @@ class _Worker:
         self.process.join()
 
 
-def _work(connection: Connection, wish: Wish, threads: int) -> None:
+def _work(connection: Connection, wish: Wish, team: Team, place: int) -> None:
     """A worker's life: cells in, ends out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop: a terminal would say it twice
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    os.environ["OMP_NUM_THREADS"] = str(team.threads)  # before torch is imported
+    if team.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = team.gpus[place]
     import torch
 
     from rpbench.cell import ask
     from rpbench.machine import Processes
     from rpbench.run import run_cell
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(team.threads)
     processes = Processes()
-    pipe = _Pipe(connection)
     while True:
         try:
-            asked = connection.recv()
+            given = connection.recv()
         except EOFError:  # the parent has gone
             return
+        pipe = _Pipe(connection, [index for index, _ in given])
+        if len(given) > 1:
+            with contextlib.suppress(Interrupted):  # every end has been told
+                run_lanes([ask(**asked) for _, asked in given], wish, len(given), pipe, processes)
+            continue
         try:
-            end = End(run_cell(ask(**asked), wish, _Passed(0, pipe), processes))
+            end = End(run_cell(ask(**given[0][1]), wish, _Passed(0, pipe), processes))
         except Interrupted as error:
             end = End(None, str(error))
         except RpbenchError as error:
@@ -295,24 +325,27 @@ def _work(connection: Connection, wish: Wish, threads: int) -> None:
 
 
 class _Pipe:
-    """Tells the parent. Without a parent there is nobody to work for: a checkpoint is kept, and that is the end."""
+    """Tells the parent. Without a parent there is nobody to work for: a checkpoint is kept, and that is the end.
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.last = connection, -1.0
+    A worker counts its cells from 0; `indices` are the parent's.
+    """
+
+    def __init__(self, connection: Connection, indices: Sequence[int]) -> None:
+        self.connection, self.indices, self.last = connection, indices, dict.fromkeys(range(len(indices)), -1.0)
 
     def at(self, index: int, done: float) -> None:
-        if done - self.last >= 0.002 or done < self.last:
-            self.last = done
-            self._tell("at", done)
+        if done - self.last[index] >= 0.002 or done < self.last[index]:
+            self.last[index] = done
+            self._tell("at", index, done)
 
     def said(self, index: int, text: str) -> None:
-        self._tell("said", text)
+        self._tell("said", index, text)
 
     def ended(self, index: int, end: End) -> None:
-        self._tell("ended", end)
+        self._tell("ended", index, end)
 
-    def _tell(self, kind: str, value: Any) -> None:
+    def _tell(self, kind: str, index: int, value: Any) -> None:
         try:
-            self.connection.send((kind, value))
+            self.connection.send((kind, self.indices[index], value))
         except (BrokenPipeError, ConnectionResetError):
             os.kill(os.getpid(), signal.SIGTERM)

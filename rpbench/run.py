@@ -29,6 +29,7 @@ from rpbench.draft import Draft
 from rpbench.engine import EngineName, choose, graphs_of, no_graphs
 from rpbench.errors import InfeasibleBudget, Interrupted, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
+from rpbench.heartbeat import alive
 from rpbench.layers import LayerTable, layer_table, output_shape
 from rpbench.machine import Processes, environment, peak_memory_mb
 from rpbench.models import build
@@ -173,6 +174,8 @@ class _Work:
         caught: list[int] | None,
     ) -> None:
         self.caught = caught
+        self.state: State | None = None
+        self.steps = 0
         self.cell, self.wish, self.draft, self.folder, self.images = cell, wish, draft, folder, images
         self.net, self.progress, self.processes = net, progress, processes
         assert images.train is not None
@@ -206,11 +209,17 @@ class _Work:
                 if self.wish.force:
                     self.folder.clean(everything=True)
                 self.processes.share(None)
-                return (yield from self._ended(plan))
+                with alive(self.folder.folder, self._done):
+                    return (yield from self._ended(plan))
         self._locked(self.processes.share(None))
         if record := self.processes.share(None):
             return Outcome(record, self.folder.folder, found=True)
         return (yield from self._ended(plan))
+
+    def _done(self) -> float:
+        """How much of the training is done, in [0, 1]."""
+        state, steps = self.state, self.steps
+        return min(1.0, (state.epoch + state.step / steps) / self.cell.task.recipe.epochs) if state and steps else 0.0
 
     def _locked(self, mine: bool) -> None:
         if not mine:
@@ -331,6 +340,7 @@ class _Work:
         if note:
             self.progress.say(f"note: {note}")
         self.draft.env["engine"] = engine.name
+        self.state, self.steps = state, learner.order.steps
         self.progress.start(recipe.epochs, learner.order.steps, recipe.batch, state)
         work = Fit(learner, engine, self._validate, keeper, self.progress)
         with noted_signals() if self.caught is None else nullcontext(self.caught) as caught:

@@ -38,6 +38,7 @@ LAYERS = [
     ["data.sources", "data", "record", "planning", "metrics"],
     ["models", "models.cifar", "models.imagenet", "models.names", "task"],
     ["catalog"],
+    ["heartbeat"],
     ["masks", "files", "sampler"],
     ["scheme"],
     ["budget", "options", "streams", "signals", "batchnorm", "folding", "stats"],

@@ -22,7 +22,7 @@ from tape import TapeGraphs
 from rpbench.cell import ask
 from rpbench.errors import Interrupted
 from rpbench.machine import Processes
-from rpbench.pack import End, _Worker, run_lanes, run_packed, run_processes
+from rpbench.pack import End, Team, _Worker, run_lanes, run_packed, run_processes
 from rpbench.progress import Quiet
 from rpbench.run import Outcome, Wish, run_cell, turns
 from rpbench.store import CellFolder
@@ -89,7 +89,7 @@ def test_a_cell_is_the_same_alone_in_turns_and_in_a_process(tmp_path: Path, one_
     assert sorted(notes.ends) == [0, 1, 2]
     assert all(steps == sorted(steps) and steps[-1] == 1.0 for steps in notes.done.values())
     if precision == "fp32":
-        ends = run_processes(cells, Wish(store=tmp_path / "processes", packed=2), 2, Notes())
+        ends = run_processes(cells, Wish(store=tmp_path / "processes", packed=2), Team(2), Notes())
         assert [told(end.outcome) for end in ends] == expected
         assert ends[0].outcome is not None
         env = ends[0].outcome.record.env
@@ -117,7 +117,7 @@ def test_cells_share_the_threads_and_the_decode_workers(monkeypatch: pytest.Monk
     cells = [asked(seed) for seed in range(3)]
     for slots in (2, None):
         run_packed(cells, Wish(store=tmp_path), slots, Notes())
-    assert [(wish.packed, slots, threads) for _, wish, slots, _, threads in given] == [(2, 2, 4), (3, 3, 2)]
+    assert [(wish.packed, team) for _, wish, team, _ in given] == [(2, Team(2, 4)), (3, Team(3, 2))]
     shared: list[int] = []
     monkeypatch.setattr("rpbench.run.default_workers", lambda n: shared.append(n) or 1)
     next(turns(ask(**asked(0)), given[1][1], Quiet(), Processes(), []))
@@ -134,7 +134,7 @@ def test_a_cell_that_is_refused_takes_no_other_with_it(tmp_path: Path) -> None:
     wish = Wish(store=tmp_path / "runs")
     for ends in (
         run_lanes([ask(**c) for c in cells], wish, 2, Notes(), Processes()),
-        run_processes(cells, wish, 1, Notes()),
+        run_processes(cells, wish, Team(1), Notes()),
     ):
         assert ends[0].outcome is None
         assert ends[0].refused.startswith("no density for conv.weight")
@@ -154,19 +154,47 @@ def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
     )
     start = time.monotonic()
     cells = [asked(0, scheme=str(deadly)), asked(1), asked(2)]
-    ends = run_processes(cells, Wish(store=tmp_path / "runs"), 1, Notes())
+    ends = run_processes(cells, Wish(store=tmp_path / "runs"), Team(1), Notes())
     assert (ends[0].outcome, ends[0].refused) == (None, "its process died (SIGKILL)")
     assert [end.outcome.record.status for end in ends[1:] if end.outcome] == ["ok", "ok"]
     assert time.monotonic() - start < 60
 
 
+def test_processes_that_run_packs_end_in_the_same_records(tmp_path: Path) -> None:
+    """As on a machine of several GPUs: a process for each, some cells in turns in each."""
+    cells = [asked(seed) for seed in range(3)]
+    alone_too = run_processes(cells, Wish(store=tmp_path / "alone"), Team(1), Notes())
+    notes = Notes()
+    ends = run_processes(cells, Wish(store=tmp_path / "packs", packed=2), Team(2, lanes=2), notes)
+    assert [told(end.outcome) for end in ends] == [told(end.outcome) for end in alone_too]
+    assert sorted(notes.ends) == [0, 1, 2]
+
+
+def test_every_gpu_has_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("rpbench.pack.run_processes", lambda *args: given.append(args))
+    monkeypatch.setattr(
+        "rpbench.machine.Processes", lambda: SimpleNamespace(world=1, device=SimpleNamespace(type="cuda"))
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    cells = [asked(seed) for seed in range(5)]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    run_packed(cells, Wish(store=tmp_path), None, Notes())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    run_packed(cells, Wish(store=tmp_path), 2, Notes())
+    assert [(wish.packed, team) for _, wish, team, _ in given] == [
+        (3, Team(2, 4, 3, ("0", "1"))), (2, Team(2, 4, 2, ("3", "5")))
+    ]  # fmt: skip
+
+
 def test_a_process_that_dies_while_it_speaks() -> None:
     here, there = get_context("spawn").Pipe()
     worker = _Worker.__new__(_Worker)
-    worker.index, worker.stopped, worker.connection = 3, False, here
+    worker.open, worker.stopped, worker.connection = [3], False, here
     gone = SimpleNamespace(is_alive=lambda: False, join=lambda: None, exitcode=-9)
     worker.process = gone  # type: ignore[assignment]
-    there.send(("at", 0.5))
+    there.send(("at", 3, 0.5))
     os.write(there.fileno(), struct.pack("!i", 100) + b"the beginning of a hundred bytes")
     there.close()
     notes = Notes()
@@ -177,11 +205,11 @@ def test_a_process_that_dies_while_it_speaks() -> None:
 def test_what_a_process_says_last_is_heard_though_it_has_gone() -> None:
     here, there = get_context("spawn").Pipe()
     worker = _Worker.__new__(_Worker)
-    worker.index, worker.stopped, worker.connection = 3, False, here
+    worker.open, worker.stopped, worker.connection = [3], False, here
     gone = SimpleNamespace(is_alive=lambda: False, join=lambda: None, exitcode=1)
     worker.process = gone  # type: ignore[assignment]
-    there.send(("at", 1.0))
-    there.send(("ended", End(None, "refused")))
+    there.send(("at", 3, 1.0))
+    there.send(("ended", 3, End(None, "refused")))
     there.close()
     assert list(worker.told(Notes())) == [(3, End(None, "refused"))]
 

@@ -308,7 +308,7 @@ def gate_of_the_record() -> list[str]:
 
     from rpbench.cell import ask
     from rpbench.machine import Processes
-    from rpbench.pack import run_lanes, run_processes
+    from rpbench.pack import Team, run_lanes, run_processes
     from rpbench.progress import Quiet
     from rpbench.run import Wish, run_cell
 
@@ -323,7 +323,7 @@ def gate_of_the_record() -> list[str]:
             found = {"alone": run_cell(cells[0], wishes[0], Quiet(), processes)}
             lanes = run_lanes(cells, wishes[1], 2, Nobody(), processes)
             if processes.device.type == "cpu":  # one GPU is shared by lanes, not by processes
-                ends = run_processes(asked, replace(wishes[2], packed=2), 2, Nobody())
+                ends = run_processes(asked, replace(wishes[2], packed=2), Team(2), Nobody())
                 found |= {"in a process of its own": _of(ends[0].outcome)}
             found |= {"in turns": _of(lanes[0].outcome)}
             told = {name: _told(outcome) for name, outcome in found.items()}
