@@ -52,9 +52,10 @@ class Cell:
     source: str = "none"
     procedure: str = "static"
 
-    def run_id(self, data_differences: Mapping[str, int | str]) -> str:
-        """The name of the cell's folder. Images that are not those of the definition make another cell."""
-        asked: dict[str, Any] = {
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked, as plain values; options only where they differ from their defaults."""
+        return {
             "task": {"name": self.task.name, "version": self.task.version, "spec": self.spec},
             "overrides": self.overrides,
             "model": self.model.name,
@@ -70,6 +71,10 @@ class Cell:
             "limit_test": self.limit_test,
             "micro_batch": self.micro_batch,
         }
+
+    def run_id(self, data_differences: Mapping[str, int | str]) -> str:
+        """The name of the cell's folder. Images that are not those of the definition make another cell."""
+        asked = self.asked
         # a name on the shelf is known by its name; a file of one's own by what is in it
         if self.model.source:
             asked["model"] = f"{self.model.title}@{self.model.source[:16]}"

@@ -6,14 +6,15 @@ Kernel locks keep two processes from one cell; they tell other machines nothing.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rpbench.files import write_json
 
@@ -22,30 +23,40 @@ EVERY = 15.0  # seconds between signs
 SILENT = 90.0  # seconds without one, after which nobody is believed to work on a cell
 
 
-@dataclass(frozen=True)
-class Sign:
-    """The last sign of life: `done` is the part of the training that is done, `time` in seconds since 1970."""
+class Sign(BaseModel):
+    """The last sign of life: `done` is the part of the training that is done, times are seconds since 1970.
+
+    `cell` says what was asked: the folder of an unfinished cell tells nothing else. `stopped` after an orderly end
+    without a record, as at a signal.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     host: str
     pid: int
     since: float
     time: float
     done: float
+    cell: dict[str, Any]
+    stopped: bool = False
 
     @property
-    def fresh(self) -> bool:
-        return abs(time.time() - self.time) < SILENT
+    def word(self) -> Literal["running", "stopped", "stale"]:
+        if self.stopped:
+            return "stopped"
+        return "running" if abs(time.time() - self.time) < SILENT else "stale"
 
 
 @contextlib.contextmanager
-def alive(folder: Path, done: Callable[[], float]) -> Iterator[None]:
+def alive(folder: Path, cell: dict[str, Any], done: Callable[[], float]) -> Iterator[None]:
     """Give signs of life while the block runs. A folder that cannot be written to ends no training."""
     over, since = threading.Event(), time.time()
 
-    def sign() -> None:
-        values = {"host": platform.node(), "pid": os.getpid(), "since": since, "time": time.time(), "done": done()}
+    def sign(stopped: bool = False) -> None:
+        told = Sign(host=platform.node(), pid=os.getpid(), since=since, time=time.time(), done=done(), cell=cell,
+                    stopped=stopped)  # fmt: skip
         with contextlib.suppress(OSError):
-            write_json(folder / NAME, values)
+            write_json(folder / NAME, told.model_dump())
 
     def beat() -> None:
         while not over.wait(EVERY):
@@ -59,19 +70,15 @@ def alive(folder: Path, done: Callable[[], float]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        with contextlib.suppress(OSError):
-            (folder / NAME).unlink(missing_ok=True)
+        if (folder / "record.json").is_file():
+            with contextlib.suppress(OSError):
+                (folder / NAME).unlink(missing_ok=True)
+        else:
+            sign(stopped=True)
 
 
-def last_sign(folder: Path) -> Sign | None:
-    """The last sign of life in a cell's folder; None where there is none that can be read."""
-    try:
-        found = json.loads((folder / NAME).read_text())
-        return Sign(str(found["host"]), *(t(found[k]) for t, k in _NUMBERS))  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-_NUMBERS: tuple[tuple[type[int] | type[float], str], ...] = (
-    (int, "pid"), (float, "since"), (float, "time"), (float, "done"),
-)  # fmt: skip
+def signs(store: Path) -> Iterator[tuple[str, Sign]]:
+    """(run id, last sign of life) of every cell of a store that is unfinished, or being worked on again."""
+    for path in sorted(store.glob(f"*/{NAME}")):
+        with contextlib.suppress(OSError, ValidationError):
+            yield path.parent.name, Sign.model_validate_json(path.read_text())

@@ -69,11 +69,16 @@ class Terminal(Quiet):
 
 
 class Several:
-    """One bar over many cells, and a line for each that ends."""
+    """One bar over many cells, one for each that is running, and a line for each that ends."""
 
-    def __init__(self, names: Sequence[str], shown: bool) -> None:
-        self.names, self.done, self.ends = names, [0.0] * len(names), 0
+    MOST = 8  # running cells with a bar of their own
+
+    def __init__(self, names: Sequence[str], shown: bool, done: int = 0) -> None:
+        self.names, self.done, self.ends, self.failed = names, [0.0] * len(names), 0, 0
+        self.before, self.all = done, done + len(names)
+        self.began = time.monotonic()
         self.bar: Any = None
+        self.running: dict[int, Any] = {}
         if shown:
             from tqdm import tqdm
 
@@ -83,11 +88,16 @@ class Several:
                 file=sys.stderr,
                 leave=False,
                 mininterval=0.2,
-                desc=f"0/{len(names)} cells",
+                desc=self._counts(),
             )
 
     def at(self, index: int, done: float) -> None:
         if self.bar is not None:
+            if index not in self.running and len(self.running) < self.MOST and done < 1:
+                self.running[index] = self._bar_of(index)
+            if one := self.running.get(index):
+                one.n = done
+                one.refresh()
             self.bar.update(done - self.done[index])
         self.done[index] = done
 
@@ -97,19 +107,52 @@ class Several:
 
     def ended(self, index: int, end: End) -> None:
         self.ends += 1
+        self.failed += end.outcome is None or end.outcome.record.status in ("failed", "diverged")
+        if one := self.running.pop(index, None):
+            one.close()
         if self.bar is not None:
-            self.bar.set_description_str(f"{self.ends}/{len(self.names)} cells", refresh=False)
+            self.bar.set_description_str(self._counts(), refresh=False)
         self.at(index, 1.0)
-        self._line(f"{self.names[index]}: {end.word}")
+        left = "" if self.bar is not None or self.ends == len(self.names) else f" ({self._left()} left)"
+        self._line(f"[{self.before + self.ends}/{self.all}] {self.names[index]}: {end.word}{left}")
 
     def close(self) -> None:
+        for one in self.running.values():
+            one.close()
         if self.bar is not None:
             self.bar.close()
 
+    def _counts(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.before + self.ends}/{self.all} cells{failed}"
+
+    def _left(self) -> str:
+        """Time left, by what has been done so far."""
+        done = sum(self.done)
+        return duration((time.monotonic() - self.began) / done * (len(self.names) - done)) if done else "unknown time"
+
+    def _bar_of(self, index: int) -> Any:
+        from tqdm import tqdm
+
+        taken = {-one.pos for one in self.running.values()}
+        place = next(i for i in range(1, self.MOST + 2) if i not in taken)
+        return tqdm(total=1.0, bar_format="  {desc} |{bar:12}| {percentage:3.0f}%", file=sys.stderr, leave=False,
+                   position=place, desc=f"{self.names[index][:50]:<50}")  # fmt: skip
+        return one
+
     def _line(self, text: str) -> None:
         if self.bar is not None:
-            self.bar.clear()
-        print(text, file=sys.stderr, flush=True)
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8 s, 3 min, 1 h 40 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def progress(quiet: bool = False) -> Quiet:

@@ -209,7 +209,9 @@ class _Work:
                 if self.wish.force:
                     self.folder.clean(everything=True)
                 self.processes.share(None)
-                with alive(self.folder.folder, self._done):
+                options_of = {"scheme": self.draft.scheme_args, "sampler": self.draft.sampler_args}
+                told = {k: {"name": getattr(self.cell, k).name, "args": args} for k, args in options_of.items()}
+                with alive(self.folder.folder, self.cell.asked | told, self._done):
                     return (yield from self._ended(plan))
         self._locked(self.processes.share(None))
         if record := self.processes.share(None):

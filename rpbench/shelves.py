@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rpbench import catalog
+from rpbench.board import board_rows
 from rpbench.catalog import Row
 from rpbench.data.sources import Roots, download, locate
 from rpbench.errors import DataError, MissingData
@@ -21,6 +22,7 @@ def rows(what: str, store: Path | None = None) -> list[Row]:
         "schemes": catalog.list_schemes,
         "samplers": catalog.list_samplers,
         "tasks": _tasks,
+        "boards": board_rows,
         "models": list_models,
         "sets": _sets,
         "attacks": _attacks,

@@ -123,7 +123,7 @@ def list_text(rows: list[Row]) -> str:
 
 def show_text(name: str, store: Path | None, form: str) -> str:
     """A cell, else a task, scheme, image set, ... of that name."""
-    for what in ("tasks", "schemes", "samplers", "sets", "attacks", "models"):
+    for what in ("tasks", "boards", "schemes", "samplers", "sets", "attacks", "models"):
         for row in list_rows(what) if form != "curve" else []:
             if row["name"] == name:
                 return json.dumps(row, indent=1) if form == "json" else _facts(what, row)

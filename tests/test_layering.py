@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["cli.cells", "cli.shelf", "cli.bench"],
+    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards"],
     ["cli.shared"],
     ["show", "shelves", "scoring", "cell_plan"],
     ["bench.runs"],
@@ -26,8 +26,9 @@ LAYERS = [
     ["train", "progress", "evaluation", "connectivity", "machine"],
     ["engine"],
     ["step"],
-    ["report.plain"],
+    ["report.plain", "report.states"],
     ["report", "ranking"],
+    ["sweep"],
     ["selection"],
     ["board", "entries"],
     ["store", "cell"],

@@ -11,7 +11,9 @@ from rpbench.cli.shared import Group, format_option, store_option
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["schemes", "samplers", "tasks", "models", "sets", "attacks", "cells"]))
+@click.argument(
+    "what", type=click.Choice(["schemes", "samplers", "tasks", "boards", "models", "sets", "attacks", "cells"])
+)
 @store_option
 @format_option("table", "json")
 def list_(what: str, store: Path | None, form: str) -> None:
