@@ -138,7 +138,6 @@ class Several:
         place = next(i for i in range(1, self.MOST + 2) if i not in taken)
         return tqdm(total=1.0, bar_format="  {desc} |{bar:12}| {percentage:3.0f}%", file=sys.stderr, leave=False,
                    position=place, desc=f"{self.names[index][:50]:<50}")  # fmt: skip
-        return one
 
     def _line(self, text: str) -> None:
         if self.bar is not None:

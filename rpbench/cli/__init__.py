@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from rpbench.cli.bench import bench
-from rpbench.cli.boards import status, sweep
+from rpbench.cli.boards import report, status, sweep
 from rpbench.cli.cells import plan, run, score
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
@@ -36,5 +36,5 @@ def main() -> None:
     """
 
 
-for command in (run, sweep, status, plan, score, list_, show, data, bench):
+for command in (run, sweep, status, report, plan, score, list_, show, data, bench):
     main.add_command(command)

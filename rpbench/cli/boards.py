@@ -1,4 +1,4 @@
-"""Commands on boards: sweep, status."""
+"""Commands on boards: sweep, status, report."""
 
 from __future__ import annotations
 
@@ -208,3 +208,75 @@ def _show_all(store: Path, form: str) -> None:
         click.echo(json.dumps({at.plan.board.name: tally(at.cells) for at in begun}, indent=1))
     else:
         click.echo(boards_text(begun, found.faults))
+
+
+@click.command()
+@click.argument("boards", nargs=-1)
+@store_option
+@click.option("--leaderboard", is_flag=True, help="The published records instead of a store's.")
+@click.option("--metric", help="Score by this metric, as ece or robust/fgsm-8.  [default: the board's]")
+@click.option(
+    "--order",
+    type=click.Choice(["params", "flops"]),
+    default="params",
+    show_default=True,
+    help="Compare at equal parameters, or at equal FLOPs (interpolated over densities).",
+)
+@click.option("--by", type=click.Choice(["scheme", "model"]), default="scheme", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+@format_option("term", "md", "csv", "csv-wide", "latex", "html", "json")
+def report(**given: Any) -> None:
+    """Show a board: every scheme's gap to dense, with intervals, ranks and ties.
+
+    Without BOARDS: every board that the store has something of. csv is a line per training, csv-wide one per scheme.
+
+    \b
+    rpbench report digits
+    rpbench report digits --format html --out digits.html
+    rpbench report --by model fig1
+    """
+    from rpbench.report.render import render
+
+    sheets = _sheets(given)
+    text = render(sheets, given["form"], given["by"])
+    if given["out"] is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    from rpbench.files import write_text
+
+    try:
+        write_text(given["out"], text if text.endswith("\n") else text + "\n")
+    except OSError as error:
+        raise click.UsageError(f"--out '{given['out']}' cannot be written: {error.strerror}") from None
+    click.echo(f"wrote {given['out']} ({given['out'].stat().st_size / 1000:.0f} KB)", err=True)
+
+
+def _sheets(given: dict[str, Any]) -> list[Any]:
+    """The boards that are asked for, scored from a store or the published records."""
+    from rpbench.board import board_names, expand, load_board
+    from rpbench.entries import read_store
+    from rpbench.ranking import score
+    from rpbench.selection import select
+    from rpbench.store import default_store
+
+    store = given["store"] or default_store()
+    if not given["leaderboard"] and not store.is_dir():
+        raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
+    found = None if given["leaderboard"] else read_store(store)
+    sheets = []
+    for name in given["boards"] or board_names():
+        plan = expand(load_board(name))
+        here = found or _published(name)
+        chosen = select(plan, here.entries, here.faults)
+        if chosen.places or given["boards"]:
+            sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
+    if not sheets:
+        where = "the leaderboard" if given["leaderboard"] else f"store '{store}'"
+        raise click.UsageError(f"{where} has no record of any board: rpbench sweep BOARD (rpbench list boards)")
+    return sheets
+
+
+def _published(board: str) -> Any:
+    from rpbench.published import read_board
+
+    return read_board(board)
