@@ -24,10 +24,7 @@ from rpbench.errors import UsageError
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 Run = tuple[Hashable, Hashable, int, float]  # cell, what is held fixed, the seed that varies, the result
-HOMOGENEOUS = 0.05  # at 0.01 false separations reach 6.6 % where one of 12 schemes has twice the spread, here 5.5 %
-
-
-# --- groups and their pooled variance -------------------------------------------------------------------------------
+HOMOGENEOUS = 0.05  # the least p value of groups of one variance; why: see `pool`
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,13 @@ def pool(groups: Iterable[Group]) -> Pooled | None:
     """The variance pooled over groups by degrees of freedom; None where no group has two values.
 
     Homogeneity: U = sum of df * (variance / pooled variance)^2, large where variances differ, against its exact null
-    distribution for these degrees of freedom (10,000 draws of a fixed Philox stream). The usual checks fail here:
-    Brown-Forsythe at 3 values a group, and Bartlett's chi-square at many groups (216 groups of 3: size 3.3 % at 5 %);
-    Bartlett's M with its exact distribution holds 5 %, but rounding to 0.01 points (10,000 images) at a spread of 0.1
-    makes it 21 %, as M has no bound where seeds agree. U's measured sizes at 5 % / 1 %: 4.9 / 1.0 (216 groups of 3),
-    5.0 / 0.9 (216 of 5), 5.0 / 1.0 (2 of 3), 5.1 / 1.0 (216 of 3, rounded as above).
+    distribution for these degrees of freedom (10,000 draws of a fixed Philox stream). Its size at 5 %, measured with
+    10,000 boards each: 5.0 % with 2 groups of 3 values, 5.0 with 216 of 3, 5.0 with 216 of 2, 5.1 with 216 of 5. The
+    usual checks fail here: Brown-Forsythe at 3 values a group (0 %); Bartlett's chi-square with many groups (3.3 % with
+    216 of 3, 1.1 with 216 of 2); Bartlett's M even with its exact distribution, as it has no bound where seeds agree:
+    accuracies in steps of a tenth of the spread (0.01 points, 10,000 images) make it 21 %, of half of it 99, U 5.
+    "Homogeneous" means p >= 0.05: with 12 equal schemes, 4 cells, 3 seeds and one scheme of twice the spread, boards
+    with false separations (5 % promised) are 7.7 % without the check, 6.3 with p >= 0.01, 5.5 with p >= 0.05.
     """
     known = sorted((g.n - 1, g.var) for g in groups if g.var is not None)
     if not known:
@@ -106,9 +105,6 @@ def _chi2_quantiles(df: int) -> Array:
     from scipy.special import gammaincinv
 
     return np.asarray(2 * gammaincinv(df / 2, (np.arange(2**16) + 0.5) / 2**16))
-
-
-# --- contrasts ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,13 +145,14 @@ def contrast(groups: Sequence[Group], weights: Sequence[float], pooled: Pooled |
     """sum of weight * mean over groups that share no run (one that stands in several cells: once, weights summed).
 
     Homogeneous: the pooled variance and its degrees of freedom. Else, or with nothing pooled, every group's own
-    variance and Welch-Satterthwaite degrees of freedom (Welch 1947), which is conservative for few seeds; groups of
-    one value, and groups without any spread where no other has one, take the pooled variance.
+    variance and Welch-Satterthwaite degrees of freedom (Welch 1947): 3.7 to 5.6 % false positives at 5 % for two cells
+    of 3 seeds whose spreads are equal to 10 times apart, less for sums of many; groups of one value, and groups without
+    any spread where no other has one, take the pooled variance.
     UsageError where weights and groups differ in number.
     """
     _weigh(groups, weights)
     used = [(g, w) for g, w in zip(groups, weights, strict=True) if w != 0]
-    value = math.fsum(w * g.mean for g, w in used)
+    value = _combined(w * g.mean for g, w in used)
     if pooled is not None and pooled.homogeneous:
         return Estimate(value, math.sqrt(pooled.var * math.fsum(w * w / g.n for g, w in used)), pooled.df)
     single = [g for g, _ in used if g.var is None]
@@ -170,7 +167,7 @@ def contrast(groups: Sequence[Group], weights: Sequence[float], pooled: Pooled |
             parts.append((w * w * g.var / g.n, g.n - 1))
     total = math.fsum(v for v, _ in parts)
     below = math.fsum((v / total) ** 2 / df for v, df in parts) if total > 0 else 0.0
-    return Estimate(value, math.sqrt(total), 1 / below if below > 0 else float(sum(df for _, df in parts)))
+    return Estimate(value, math.sqrt(total), 1 / below if below > 0 else sum(df for _, df in parts) or math.inf)
 
 
 def paired_contrast(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> Estimate:
@@ -183,13 +180,10 @@ def paired_contrast(rows: Sequence[Sequence[float]], weights: Sequence[float]) -
     if len({len(row) for row in rows}) > 1:
         raise UsageError(f"rows of {', '.join(str(len(row)) for row in rows)} seeds cannot be paired: align them first")
     by_seed = zip(*(_finite(row, "results") for row in rows), strict=True)
-    sums = group([math.fsum(w * x for w, x in zip(weights, xs, strict=True)) for xs in by_seed])
+    sums = group([_combined(w * x for w, x in zip(weights, xs, strict=True)) for xs in by_seed])
     if sums.var is None:
         return Estimate(sums.mean, None, None)
     return Estimate(sums.mean, math.sqrt(sums.var / sums.n), sums.n - 1)
-
-
-# --- families of comparisons, ranks ---------------------------------------------------------------------------------
 
 
 class Rank(NamedTuple):
@@ -280,9 +274,6 @@ def _power(gap: float, sd: float, cells: int, seeds: int, level: float, rows: in
     return float(1 - nctdtr(df, shift, bar) + nctdtr(df, shift, -bar))
 
 
-# --- the largest matching sparsity ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Crossing:
     """The largest sparsity at which a scheme keeps within the margin of dense, and its interval.
@@ -314,7 +305,8 @@ def crossing(
     is 0 at sparsity 0: that is the dense net itself), linear between points. The interval: sparsities at which the
     gap, interpolated between its two neighbours, may be -margin by Student's t. That is Fieller's (1954) argument: at
     the true crossing the statistic has a t distribution whatever the curve, so the interval covers at least at its
-    level, without simulation; a bootstrap of the fit is inconsistent where the curve is flat.
+    level (measured: 95 to 99 %). A simulation around the fit is narrower but covers 81 to 93 % where a flat curve ends
+    in a cliff or lies at the margin, as the fit is biased downwards there.
 
     `ses` are the standard errors of the gaps with dense's part included, `shared` is that part (the standard error of
     the dense mean, common to all gaps), `df` the degrees of freedom of all of them (the least, where they differ).
@@ -386,9 +378,6 @@ def _band(
     return low, high
 
 
-# --- where luck comes from ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StreamVariance:
     """A variance with its degrees of freedom and the ends of its chi-square interval."""
@@ -457,9 +446,6 @@ def _variance_within(runs: list[Run], level: float) -> StreamVariance | None:
     return StreamVariance(var, independent, var * independent / low, var * independent / high)
 
 
-# --- the noise of the test examples ---------------------------------------------------------------------------------
-
-
 class McNemar(NamedTuple):
     """Examples that only the first gets right (b), only the second (c), and the exact two-sided binomial p value."""
 
@@ -506,9 +492,6 @@ def _outcomes(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[Array, Array]
     return a, b
 
 
-# --- shared ---------------------------------------------------------------------------------------------------------
-
-
 def _t(level: float, df: float) -> float:
     """How many standard errors a two-sided interval of this level reaches on either side."""
     from scipy.special import ndtri, stdtrit
@@ -524,6 +507,13 @@ def _finite(values: Iterable[Any], what: str) -> list[float]:
     if bad := [x for x in xs if not abs(x) < 1e100]:  # beyond it squares overflow
         raise UsageError(f"{len(bad)} of {len(xs)} {what} are no usable numbers ({bad[0]}): leave them out")
     return xs
+
+
+def _combined(terms: Iterable[float]) -> float:
+    """Their sum; 0 where only rounding of weights like 1/18 is left: without spread it would be a sure difference."""
+    xs = list(terms)
+    total = math.fsum(xs)
+    return 0.0 if abs(total) <= 1e-13 * math.fsum(map(abs, xs)) else total
 
 
 def _weigh(groups: Sequence[object], weights: Sequence[float]) -> None:
