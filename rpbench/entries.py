@@ -118,23 +118,67 @@ def read_store(store: Path) -> Found:
     return found
 
 
+class Line(NamedTuple):
+    """A record as it stands, and as boards read it."""
+
+    record: RunRecord
+    entry: Entry
+
+
 def read_lines(path: Path) -> Found:
-    """The records of a file of JSON lines: a record each, or a published row that holds one under "record"."""
+    """The records of a file of JSON lines: published rows, which hold one under "record", or records themselves."""
     found = Found()
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        found.faults.append(Fault(path.name, f"cannot be read: {error}"))
-        return found
-    for number, line in enumerate(text.splitlines(), start=1):
-        place = f"{path.name}:{number}"
-        if not line.strip():
-            continue
+    for place, told in _lines(path):
         try:
-            found.entries.append(entry(parse(line), place))
+            found.entries.append(entry(parse(told), place))
         except ValueError as error:
             found.faults.append(Fault(place, str(error)))
     return found
+
+
+def read_whole(path: Path) -> list[Line]:
+    """Every usable record of a store, or of a file of JSON lines, with its entry; the others are left out."""
+    found = []
+    if path.is_dir():
+        texts: Iterable[tuple[str, str]] = ((e.place, _text(path / e.place)) for e in read_store(path).entries)
+    else:
+        texts = _lines(path)
+    for place, text in texts:
+        try:
+            record = parse(text)
+            found.append(Line(record, entry(record, place)))
+        except ValueError:
+            continue
+    return found
+
+
+def _text(folder: Path) -> str:
+    try:
+        return (folder / "record.json").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, text of a record) of every line; what is no line of records is given as it stands, to be told so."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        yield path.name, json.dumps({"unreadable": str(error)})
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path.name}:{number}", _inner(line)
+
+
+def _inner(line: str) -> str:
+    """The record that a published row holds, or the line itself."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    inner = row.get("record") if isinstance(row, dict) else None
+    return inner if isinstance(inner, str) else line
 
 
 def parse(text: str) -> RunRecord:

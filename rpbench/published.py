@@ -1,14 +1,186 @@
-"""The published leaderboard: records as JSON lines, a folder per board, a file per row."""
+"""The published leaderboard: a folder per board, a file of JSON lines per row; a card and a page made from them.
+
+A line has flat columns for those who load it with `datasets`, and the whole record as text under "record": it is what
+reports read. Curves and per-example outputs are left out.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from rpbench.board import Plan, board_names, expand, load_board
 from rpbench.catalog import shelf
-from rpbench.entries import Found, merged, read_lines
+from rpbench.entries import Entry, Found, Line, merged, read_lines, read_whole
+from rpbench.errors import StoreError
+from rpbench.files import write_text
+from rpbench.record import RunRecord, canonical
+from rpbench.selection import Shelved, select, who_of
+
+CARD, PAGE = "README.md", "index.html"
+BEGIN, END = "<!-- tables: made by rpbench publish -->", "<!-- end of tables -->"
+
+TEXT = ("board", "row", "status", "level", "task", "spec", "model", "scheme", "scheme_args", "sampler", "precision")
+WHOLE = ("seed", "mask_seed", "init_seed", "order_seed", "params", "prunable", "kept", "batches", "epoch")
+REAL = ("density", "realised", "effective", "dense_macs", "sparse_macs", "scheme_seconds", "seconds", "last_top1")
+
+
+def root_of(folder: Path | None = None) -> Path:
+    """A leaderboard's folder; the one that ships where none is given."""
+    return folder or shelf("leaderboard")
+
+
+def published_boards(root: Path) -> list[str]:
+    """Boards with published records, those of the shelf alone."""
+    return [name for name in board_names() if any((root / name).glob("*.jsonl"))]
 
 
 def read_board(board: str, root: Path | None = None) -> Found:
-    """Every published record of a board; root is a leaderboard's folder (default: the one that ships)."""
-    folder = (root or shelf("leaderboard")) / board
-    return merged(read_lines(path) for path in sorted(folder.glob("*.jsonl")))
+    """Every published record of a board; what is wrong with a line is told, and loses no other."""
+    return merged(read_lines(path) for path in sorted((root_of(root) / board).glob("*.jsonl")))
+
+
+def columns(plan: Plan) -> dict[str, str]:
+    """Every column of a board's lines with its type, as `datasets` names it; the same for all rows of the board."""
+    metrics: dict[str, None] = dict.fromkeys(("top1", "nll", "brier", "ece", "val_top1"))
+    for task in plan.tasks.values():
+        found = ["top5"] if task.evaluation.top5 else []
+        found += [f"{kind}/{name}" for name in task.evaluation.ood for kind in _OOD]
+        metrics |= dict.fromkeys([*found, *(f"robust/{name}" for name in task.evaluation.attacks)])
+    types = dict.fromkeys(TEXT, "string") | dict.fromkeys(WHOLE, "int64") | dict.fromkeys(REAL, "float64")
+    return types | dict.fromkeys(metrics, "float64") | {"record": "string"}
+
+
+_OOD = ("auroc", "aupr", "fpr95", "auroc_energy", "aupr_energy", "fpr95_energy")
+
+
+def line(plan: Plan, label: str, record: RunRecord, e: Entry) -> str:
+    """A published line: flat columns, and the record itself."""
+    values: dict[str, Any] = vars(e) | {
+        "board": plan.board.name, "row": label, "epoch": e.metrics.get("epoch"), "last_top1": e.last.get("top1"),
+        "record": canonical(record.as_json()),
+    }  # fmt: skip
+    metrics = {k: v for k, v in e.metrics.items() if k not in values}
+    kept = {name: values.get(name, metrics.get(name)) for name in columns(plan)}
+    return json.dumps(kept, separators=(",", ":"), allow_nan=False)
+
+
+def publish(board: str, store: Path, root: Path) -> dict[str, int]:
+    """Put a store's records of a board into a leaderboard; {file: records} of the rows that were written.
+
+    Records published before stay, one of the same cell is replaced. The card and the page are made anew.
+    StoreError where the store has no record of the board.
+    """
+    plan = expand(load_board(board))
+    mine = read_whole(store)
+    chosen = select(plan, [one.entry for one in mine])
+    fit = {e.run_id for places in chosen.places.values() for p in places.values()
+           for part in (p.ok, p.infeasible, p.broken) for e in part.values()}  # fmt: skip
+    fresh = [one for one in mine if one.entry.run_id in fit and one.entry.status != "failed"]
+    if not fresh:
+        raise StoreError(f"store '{store}' has no record of board '{board}' that can be published")
+    written, shelved = {}, Shelved.now()
+    for who in dict.fromkeys(who_of(one.entry, shelved) for one in fresh):
+        label = chosen.labels[who]
+        path = root / plan.board.name / f"{_slug(label)}.jsonl"
+        rows = {one.entry.run_id: one for one in _read_lines_whole(path)}
+        rows |= {one.entry.run_id: one for one in fresh if who_of(one.entry, shelved) == who}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ordered = sorted(rows.values(), key=lambda one: _order(one.entry))
+        write_text(path, "".join(line(plan, label, one.record, one.entry) + "\n" for one in ordered))
+        written[path.name] = len(rows)
+    refresh(root)
+    return written
+
+
+def _read_lines_whole(path: Path) -> list[Line]:
+    return read_whole(path) if path.is_file() else []
+
+
+def _order(e: Entry) -> tuple[Any, ...]:
+    return e.task, e.model, e.density, e.seed, e.mask_seed, e.init_seed, e.order_seed, e.run_id
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in label)
+
+
+def refresh(root: Path) -> None:
+    """Make the card and the page of a leaderboard anew from its records."""
+    write_text(root / CARD, card(root))
+    write_text(root / PAGE, page_of(root))
+
+
+def card(root: Path) -> str:
+    """The dataset card: how to load it, what the rules are, and the tables. The same records give the same bytes."""
+    from rpbench.report.tables import board_text
+
+    boards = published_boards(root)
+    plans = {name: expand(load_board(name)) for name in boards}
+    head = ["---", "pretty_name: rpbench leaderboard", "license: apache-2.0", "task_categories:",
+            "- image-classification", "tags:", "- pruning", "- sparse-training", "configs:"]  # fmt: skip
+    info = ["dataset_info:"]
+    for name, plan in plans.items():
+        head += [f"- config_name: {name}", "  data_files:", "  - split: train", f'    path: "{name}/*.jsonl"']
+        info += [f"- config_name: {name}", "  features:"]
+        info += [f"  - name: {column}\n    dtype: {kind}" for column, kind in columns(plan).items()]
+    tables = [board_text(sheet, "md") for sheet in _sheets(root, boards)]
+    parts = [
+        "\n".join([*head, *info, "---"]),
+        _TEXT.format(boards="`, `".join(boards) or "none yet"),
+        BEGIN,
+        *tables,
+        END,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def page_of(root: Path) -> str:
+    """The page of all published boards: one file, offline."""
+    from rpbench.report.page import page
+    from rpbench.report.reported import reported
+
+    return page(_sheets(root, published_boards(root)), reported())
+
+
+def _sheets(root: Path, boards: Sequence[str]) -> list[Any]:
+    from rpbench.ranking import score
+
+    found = []
+    for name in boards:
+        plan, here = expand(load_board(name)), read_board(name, root)
+        found.append(score(plan, select(plan, here.entries, here.faults)))
+    return found
+
+
+_TEXT = """# rpbench leaderboard
+
+Every record that the tables below are made of: sparse training with random pruning at initialization, one protocol.
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("leaderboard", "digits", split="train")  # boards: `{boards}`
+```
+
+A line is one training: flat columns (rates in [0, 1]), and under `record` the whole record as JSON. Curves and
+per-example outputs are left out. `rpbench report BOARD --leaderboard` prints the tables, `index.html` is the page.
+
+## Rules
+
+- A row is a scheme (with its options and sampler). Its cells are the board's: every net, density and seed of
+  `tasks/boards/BOARD.toml`; others are not compared.
+- Every cell follows its task to the letter: recipe, images, budget (`round(density * prunable)` weights, exactly), the
+  epoch selected on validation images. Records off protocol, of another definition, with another budget or precision,
+  or made with a scheme that has changed since are left out, with the reason.
+- The score is the mean gap to the dense net of the same recipe and precision, in percentage points, with a 95 %
+  interval of the row's own seeds and the dense net's. Ranks are shared where rows cannot be separated (Holm over all
+  pairs, 5 %, noise pooled over rows); a rank interval says which places the data allow.
+- Rows that lack a cell are listed with what is missing, unranked. Infeasible cells are shown; such rows are ranked on
+  the cells that all rows have.
+- `level` says how far a record was checked: reported < complete < checked < verified.
+
+`reported/` has what the literature reports, with figure, tolerance and the differences of protocol: those numbers are
+shown beside measured ones, and never ranked with them."""

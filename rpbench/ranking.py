@@ -115,6 +115,9 @@ class Row:
     matching: dict[Net, Crossing] = field(default_factory=dict)
     level: str = ""
 
+    def cell(self, context: Context) -> Cell:
+        return next(c for c in self.cells if c.context == context)
+
     def mean(self, name: str) -> float | None:
         """The mean of a cost over the row's cells: flops, effective, realised."""
         return _mean(v for v in (getattr(cell, name) for cell in self.cells) if v is not None)
@@ -163,9 +166,13 @@ class _Reference:
     """The dense nets that gaps are taken to: groups by net, for any metric."""
 
     cells: dict[Net, Cell]
+    seen: dict[Net, tuple[str, ...] | None] = field(default_factory=dict)
 
-    def entries(self, net: Net) -> tuple[Entry, ...]:
-        return self.cells[net].entries if net in self.cells else ()
+    def sets(self, net: Net) -> tuple[str, ...] | None:
+        """The OoD sets that all dense nets were scored on; None where there is no dense net."""
+        if net not in self.seen:
+            self.seen[net] = _sets(self.cells[net].entries) if net in self.cells else None
+        return self.seen[net]
 
 
 def score(plan: Plan, selection: Selection, metric: str = "", order: Order = "params") -> Sheet:
@@ -250,7 +257,7 @@ def _cell(
     """What there is of a row in a context."""
     have = [s for s in wanted if s in place.ok]
     entries = tuple(place.ok[s] for s in have)
-    sets = _sets(reference.entries(context[:2]) if reference else entries)
+    sets = reference.sets(context[:2]) if reference else _sets(entries)
     values = [value_of(e, metric, sets) for e in entries]
     known = tuple(v for v in values if v is not None)
     missing = tuple(s for s in wanted if s not in place.ok)
@@ -325,7 +332,7 @@ def _lack(cell: Cell) -> str:
 
 
 def _state(row: Row, context: Context) -> State:
-    return next(cell.state for cell in row.cells if cell.context == context)
+    return row.cell(context).state
 
 
 def _with(row: Row, **changes: Any) -> Row:
@@ -416,20 +423,22 @@ class _Groups:
 
     metric: Metric
     dense: _Reference
+    seen: dict[int, tuple[Group, tuple[float, ...]] | None] = field(default_factory=dict)
 
     def own(self, row: Row, context: Context) -> tuple[Group, tuple[float, ...]] | None:
-        cell = next(c for c in row.cells if c.context == context)
-        return self._told(cell, context[:2])
+        return self._told(row.cell(context), context[:2])
 
     def reference(self, net: Net) -> tuple[Group, tuple[float, ...]] | None:
         cell = self.dense.cells.get(net)
         return self._told(cell, net) if cell else None
 
     def _told(self, cell: Cell, net: Net) -> tuple[Group, tuple[float, ...]] | None:
-        sets = _sets(self.dense.entries(net))
-        values = [value_of(e, self.metric, sets) for e in cell.entries]
-        known = tuple(v for v in values if v is not None)
-        return (group(known), known) if known and len(known) == len(values) else None
+        if id(cell) not in self.seen:
+            sets = self.dense.sets(net)
+            values = [value_of(e, self.metric, sets) for e in cell.entries]
+            known = tuple(v for v in values if v is not None)
+            self.seen[id(cell)] = (group(known), known) if known and len(known) == len(values) else None
+        return self.seen[id(cell)]
 
 
 def _block(
@@ -473,10 +482,10 @@ def _block(
     places, apart = ranks(len(scored), pairs), separated(pairs)
     tested = [e.p for *_, e in scored if e is not None and e.p is not None]
     adjusted = iter(holm(tested))
-    done = []
+    done, by_metric = [], {key: _Groups(metric_of(key), reference) for key in _keys([row for row, *_ in scored])}
     for (row, _, e), place in zip(scored, places, strict=True):
         p = next(adjusted) if e is not None and e.p is not None else None
-        axes = _axes_of(row, contexts, reference, plan)
+        axes = _axes_of(row, contexts, reference, by_metric, paired)
         done.append(_with(row, score=e, p=p, rank=place, axes=axes))
     steps = tuple(_turned(pairs.get((i, i + 1)), metric.sign) for i in range(len(done) - 1))
     flags = tuple(bool(apart.get((i, i + 1))) for i in range(len(done) - 1))
@@ -502,18 +511,22 @@ def _first(found: tuple[Group, tuple[float, ...]] | None) -> Group | None:
     return found[0] if found else None
 
 
-def _axes_of(row: Row, contexts: tuple[Context, ...], reference: _Reference, plan: Plan) -> dict[str, Estimate | None]:
+def _keys(rows: Sequence[Row]) -> list[str]:
+    """Every metric that these rows' records have."""
+    keys = {k for row in rows for c in row.cells for e in c.entries for k in e.metrics} - {"epoch", "val_top1"}
+    return sorted(keys | {"ood"} if any(k.startswith("auroc/") for k in keys) else keys)
+
+
+def _axes_of(
+    row: Row, contexts: tuple[Context, ...], reference: _Reference, by_metric: Mapping[str, _Groups], paired: bool
+) -> dict[str, Estimate | None]:
     """The gap to the reference by every metric that the row's records have, over the same cells."""
-    keys = {k for c in row.cells for e in c.entries for k in e.metrics} - {"epoch", "val_top1"}
-    if any(k.startswith("auroc/") for k in keys):
-        keys.add("ood")
+    w = weights(row, contexts, reference, "params", ())
+    assert isinstance(w, Weights)
     found = {}
-    for key in sorted(keys):
-        groups = _Groups(metric_of(key), reference)
-        w = weights(row, contexts, reference, "params", ())
-        assert isinstance(w, Weights)
+    for key, groups in by_metric.items():
         spread = [*_spread([(row, w)], groups), *(g for n in w.reference if (g := _first(groups.reference(n))))]
-        found[key] = _estimate([(row, w, 1.0)], reference, groups, pool(spread), plan.board.pairing == "seed")
+        found[key] = _estimate([(row, w, 1.0)], reference, groups, pool(spread), paired)
     return found
 
 
@@ -522,7 +535,7 @@ def difference(sheet: Sheet, a: Row, b: Row) -> tuple[Estimate | None, tuple[Con
     shared = tuple(
         ca.context
         for ca, cb in zip(a.cells, b.cells, strict=True)
-        if ca.state == cb.state == "ok" and ca.group and cb.group
+        if ca.group and cb.group and not {ca.state, cb.state} - {"ok", "partial"}
     )
     if not shared:
         return None, (), None

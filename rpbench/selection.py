@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpbench.board import Context, Plan, Who
-from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, names, outline
+from rpbench.catalog import is_shelved_sampler, names, outline, sampler_names
 from rpbench.entries import Entry, Fault
 from rpbench.errors import UsageError
 from rpbench.record import canonical
@@ -43,14 +43,15 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     places: dict[Who, dict[Context, Place]] = {}
     left: list[Fault] = list(faults)
     prunable: dict[tuple[str, str], int] = {}
+    shelved = Shelved.now()
     # the reference first: whose net another record must have
     for e in sorted(entries, key=lambda e: (e.scheme != reference, e.run_id, e.place)):
         context = Context(e.task, e.model, e.density)
         if context not in (wanted if e.scheme == reference else plan.contexts):
             continue
-        who = who_of(e)
+        who = who_of(e, shelved)
         place = places.get(who, {}).get(context, Place())
-        why = _objection(plan, e)
+        why = _objection(plan, e, shelved)
         if not why and e.prunable != prunable.setdefault(context[:2], e.prunable):
             why = (
                 f"has {e.prunable:,} prunable weights, not the {prunable[context[:2]]:,} of other records of {e.model}"
@@ -71,14 +72,26 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     return Selection(places, labels, tuple(left))
 
 
-def who_of(e: Entry) -> Who:
+@dataclass(frozen=True)
+class Shelved:
+    """What is on the shelves, looked up once for many records."""
+
+    schemes: frozenset[str]
+    samplers: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Shelved:
+        return cls(frozenset(names("baselines", ".py")), frozenset(s for s in sampler_names() if is_shelved_sampler(s)))
+
+
+def who_of(e: Entry, shelved: Shelved) -> Who:
     """Whose row a record belongs to."""
-    own = "" if is_shelved_scheme(e.scheme) else e.scheme_source
-    drawn = "" if is_shelved_sampler(e.sampler) else e.sampler_source
+    own = "" if e.scheme in shelved.schemes else e.scheme_source
+    drawn = "" if e.sampler in shelved.samplers else e.sampler_source
     return Who(e.scheme, e.scheme_args, own, e.sampler, e.sampler_args, drawn)
 
 
-def _objection(plan: Plan, e: Entry) -> str:
+def _objection(plan: Plan, e: Entry, shelved: Shelved) -> str:
     """Why a record cannot be compared on this board; '' if it can."""
     if e.spec != plan.specs[e.task]:
         return (
@@ -94,7 +107,7 @@ def _objection(plan: Plan, e: Entry) -> str:
     ):
         if value != right:
             return f"{word} is {value}, the board's is {right}"
-    if is_shelved_scheme(e.scheme) and e.scheme_source != outline(e.scheme).source_hash:
+    if e.scheme in shelved.schemes and e.scheme_source != outline(e.scheme).source_hash:
         return f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
     budget = round(e.density * e.prunable)
     if e.status == "ok" and e.kept != budget:

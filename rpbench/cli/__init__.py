@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from rpbench.cli.bench import bench
-from rpbench.cli.boards import report, status, sweep
+from rpbench.cli.boards import compare, publish, report, status, sweep
 from rpbench.cli.cells import plan, run, score
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
@@ -30,11 +30,12 @@ def main() -> None:
     rpbench run --task cifar10 --scheme snip   the paper's recipe (needs images)
     rpbench run --scheme erk --scheme dense    several cells, several at once
     rpbench sweep digits                       every cell of a board
+    rpbench report digits                      who is above whom, and is it real
     rpbench plan --model resnet20              what a scheme would keep of a net
     rpbench list schemes                       what there is
     rpbench bench engine                       how fast this machine trains
     """
 
 
-for command in (run, sweep, status, report, plan, score, list_, show, data, bench):
+for command in (run, sweep, status, report, compare, publish, plan, score, list_, show, data, bench):
     main.add_command(command)

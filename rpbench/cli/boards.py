@@ -280,3 +280,65 @@ def _published(board: str) -> Any:
     from rpbench.published import read_board
 
     return read_board(board)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--board", "boards", multiple=True, help="On this board.  [default: every board that has both]")
+@store_option
+@click.option("--leaderboard", is_flag=True, help="The published records instead of a store's.")
+@click.option("--metric", help="By this metric, as ece or robust/fgsm-8.  [default: the board's]")
+@format_option("term", "json")
+def compare(**given: Any) -> None:
+    """Say whether a difference between two rows of a board is real.
+
+    \b
+    rpbench compare erk uniform
+    rpbench compare snip grasp --board digits --metric ece
+    """
+    from rpbench.comparison import compare as compared
+    from rpbench.comparison import comparison_json, words
+    from rpbench.errors import UnknownName
+    from rpbench.store import default_store
+
+    a, b = given["a"], given["b"]
+    sheets = _sheets(given | {"order": "params"})
+    store = None if given["leaderboard"] else given["store"] or default_store()
+    found = []
+    for sheet in sheets:
+        if given["boards"] or {a, b} <= {row.label for row in sheet.rows}:
+            found.append(compared(sheet, a, b, store))
+    if not found:
+        known = sorted({row.label for sheet in sheets for row in sheet.rows})
+        for name in (a, b):
+            if name not in known:
+                raise UnknownName("row", name, known)
+        raise click.UsageError(f"no board has records of both '{a}' and '{b}'")
+    if given["form"] == "json":
+        click.echo(json.dumps([comparison_json(c) for c in found], indent=1))
+        return
+    from rpbench.report.words import plain
+
+    for c in found:
+        click.echo(plain(words(c)))
+        if c.examples is not None and c.difference is not None:
+            click.echo(f"  the draw of the test images adds a standard error of {c.examples:.2f}", err=True)
+
+
+@click.command()
+@click.argument("board")
+@store_option
+@click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), help="A leaderboard's folder.  [default: leaderboard/]"
+)
+def publish(board: str, store: Path | None, root: Path | None) -> None:
+    """Put a store's records of a board into the published leaderboard, and make its tables and page anew."""
+    from rpbench.published import publish as put
+    from rpbench.published import root_of
+    from rpbench.store import default_store
+
+    folder = root_of(root)
+    for name, records in put(board, store or default_store(), folder).items():
+        click.echo(f"{board}/{name}: {records} records")
+    click.echo(f"made anew: {folder / 'README.md'}, {folder / 'index.html'}", err=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rpbench.board import Context
-from rpbench.ranking import Cell, Row, Sheet
+from rpbench.ranking import Cell, Sheet
 from rpbench.report.tables import cell_half
 from rpbench.report.words import digits_of, latex, net
 
@@ -35,8 +34,8 @@ def board_latex(sheet: Sheet) -> str:
 
 def _table(sheet: Sheet, one: tuple[str, str]) -> str:
     contexts = [c for c in sheet.plan.contexts if c[:2] == one]
-    rows = [row for row in sheet.rows if any(_of(row, c).group for c in contexts)]
-    places = {c: _places(sheet, [_of(row, c) for row in rows]) for c in contexts}
+    rows = [row for row in sheet.rows if any(row.cell(c).group for c in contexts)]
+    places = {c: _places(sheet, [row.cell(c) for row in rows]) for c in contexts}
     lines = [
         r"\begin{table}",
         r"  \centering",
@@ -55,13 +54,9 @@ def _table(sheet: Sheet, one: tuple[str, str]) -> str:
             )
             lines.append(r"    \midrule")
     for i, row in enumerate(rows):
-        cells = [_marked(_number(sheet, _of(row, c)), places[c][i]) for c in contexts]
+        cells = [_marked(_number(sheet, row.cell(c)), places[c][i]) for c in contexts]
         lines.append(f"    {latex(row.label)} & {' & '.join(cells)} " + r"\\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
-
-
-def _of(row: Row, context: Context) -> Cell:
-    return next(c for c in row.cells if c.context == context)
 
 
 def _number(sheet: Sheet, cell: Cell) -> str:

@@ -168,7 +168,7 @@ def _nets(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
     for one in nets:
         contexts = [c for c in sheet.plan.contexts if c[:2] == one]
         for part in _parts(contexts, 5 if style == "term" else 20):
-            table = [(escape(_named(row)), *(_value(_of(row, c), digits) for c in part)) for row in rows]
+            table = [(escape(_named(row)), *(_value(row.cell(c), digits) for c in part)) for row in rows]
             head = ["scheme", *(f"{c.density:g}" for c in part)]
             title = f"{sheet.metric.title} ({sheet.metric.unit or '1'}), {net(one)}, by density"
             found.append(_title(title, style) + "\n" * (1 + (style == "md"))
@@ -178,10 +178,6 @@ def _nets(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
 
 def _parts(contexts: Sequence[Context], most: int) -> list[Sequence[Context]]:
     return [contexts[i : i + most] for i in range(0, len(contexts), most)]
-
-
-def _of(row: Row, context: Context) -> Cell:
-    return next(c for c in row.cells if c.context == context)
 
 
 def _value(cell: Cell, digits: int) -> str:

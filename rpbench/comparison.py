@@ -1,0 +1,152 @@
+"""Two rows of a board against each other, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpbench.board import Context
+from rpbench.entries import Entry
+from rpbench.errors import UnknownName, UsageError
+from rpbench.ranking import Row, Sheet, difference, metric_of
+from rpbench.stats import Estimate, Pooled, example_se, seeds_needed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Row a less row b, by a metric as it is shown: higher is better in `better`, whatever the metric."""
+
+    board: str
+    metric: str
+    a: str
+    b: str
+    difference: Estimate | None
+    contexts: tuple[Context, ...]
+    contexts_of_board: int
+    pooled: Pooled | None
+    seeds: int
+    examples: float | None  # standard error that the draw of test images adds, in the metric's unit
+
+    @property
+    def better(self) -> float | None:
+        return None if self.difference is None else metric_of(self.metric).sign * self.difference.value
+
+    @property
+    def separated(self) -> bool:
+        """Whether the 95 % interval leaves 0 out."""
+        interval = self.difference.interval() if self.difference else None
+        return interval is not None and not interval[0] <= 0 <= interval[1]
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds per row with which a difference as large as this one is found four times in five."""
+        if self.difference is None or self.pooled is None or not self.contexts or self.difference.value == 0:
+            return None
+        return seeds_needed(self.difference.value, math.sqrt(self.pooled.var), len(self.contexts))
+
+
+def compare(sheet: Sheet, a: str, b: str, store: Path | None = None) -> Comparison:
+    """The difference of two rows over the cells that both have, their seed noise pooled over the two alone.
+
+    UsageError for a row against itself, UnknownName for one that the board has no record of.
+    """
+    if a == b:
+        raise UsageError(f"'{a}' against itself: name two rows")
+    first, second = _row(sheet, a), _row(sheet, b)
+    found, contexts, pooled = difference(sheet, first, second)
+    seeds = min((len(c.values) for r in (first, second) for c in r.cells if c.context in contexts), default=0)
+    noise = _examples(sheet, first, second, contexts, store) if store and sheet.metric.key == "top1" else None
+    board = sheet.plan.board.name
+    return Comparison(board, sheet.metric.key, a, b, found, contexts, len(sheet.plan.contexts), pooled, seeds, noise)
+
+
+def _row(sheet: Sheet, label: str) -> Row:
+    known = {row.label: row for row in sheet.rows}
+    if label == sheet.plan.board.reference:
+        raise UsageError(f"'{label}' is the reference: every gap in rpbench report is a comparison with it")
+    if label not in known:
+        raise UnknownName(f"row of board '{sheet.plan.board.name}'", label, sorted(known))
+    return known[label]
+
+
+def _examples(sheet: Sheet, a: Row, b: Row, contexts: Sequence[Context], store: Path) -> float | None:
+    """The standard error of the difference that comes from the draw of test images, from the stored outputs.
+
+    Cells of one task share their test images, so outcomes are averaged over cells first; tasks are independent. None
+    where outputs are missing, or cells have different numbers of seeds (a mean over all would weigh them unequally).
+    """
+    parts = []
+    for task in dict.fromkeys(c.task for c in contexts):
+        mine = [c for c in contexts if c.task == task]
+        sides = []
+        for row in (a, b):
+            told = [_outcomes(e, store) for c in mine for e in _entries(row, c)]
+            known = [t for t in told if t is not None]
+            if len(known) < len(told) or len({len(t) for t in known}) != 1:
+                return None
+            if len({len(_entries(row, c)) for c in mine}) > 1:
+                return None
+            sides.append(known)
+        if len(sides[0][0]) != len(sides[1][0]):
+            return None
+        se = example_se(*sides)
+        if se is None:
+            return None
+        parts.append((len(mine) / len(contexts) * se) ** 2)
+    return math.sqrt(sum(parts)) * sheet.metric.scale if parts else None
+
+
+def _entries(row: Row, context: Context) -> tuple[Entry, ...]:
+    return next(c.entries for c in row.cells if c.context == context)
+
+
+def _outcomes(e: Entry, store: Path) -> Any:
+    """(examples,) of bool: which test images a run classified rightly; None without its outputs."""
+    import numpy as np
+
+    try:
+        with np.load(store / e.place / "outputs" / "selected" / "test.npz", allow_pickle=False) as kept:
+            predicted = kept["logits"].argmax(1) if "logits" in kept else kept["prediction"]
+            return predicted == kept["labels"]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def words(c: Comparison) -> str:
+    """The comparison as a person would say it."""
+    metric = metric_of(c.metric)
+    unit = f"points of {metric.title}" if metric.unit else metric.title
+    where = f"on {len(c.contexts)} cells of {c.board}"
+    if len(c.contexts) < c.contexts_of_board:
+        where += f" (of {c.contexts_of_board}: the ones that both have)"
+    if c.difference is None:
+        return f"{c.a} and {c.b} have no cell of {c.board} in common"
+    half = c.difference.half()
+    value = abs(c.difference.value)
+    if half is None:
+        return f"{c.a} and {c.b} differ by {value:.2f} {unit} {where}; one seed tells nothing about noise"
+    if not c.separated:
+        text = f"{c.a} and {c.b} cannot be separated {where}: {c.difference.value:+.2f} ± {half:.2f} {unit}"
+        more = f"; {c.needed} seeds would separate {value:.2g}" if c.needed else ""
+        return f"{text}, {_plural(c.seeds)}{more}"
+    word = "better than" if metric.sign < 0 else "above"
+    upper, lower = (c.a, c.b) if (c.better or 0) > 0 else (c.b, c.a)
+    return f"{upper} is {word} {lower} by {value:.2f} ± {half:.2f} {unit} {where}, {_plural(c.seeds)}"
+
+
+def comparison_json(c: Comparison) -> dict[str, Any]:
+    from rpbench.report.plain import context_json, estimate_json, number, pooled_json
+
+    return {
+        "board": c.board, "metric": c.metric, "a": c.a, "b": c.b, "difference": estimate_json(c.difference),
+        "separated": c.separated, "cells": [context_json(x) for x in c.contexts], "seeds": c.seeds,
+        "seeds_needed": c.needed, "pooled": pooled_json(c.pooled), "examples_se": number(c.examples),
+        "words": words(c),
+    }  # fmt: skip
+
+
+def _plural(seeds: int) -> str:
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
