@@ -258,8 +258,15 @@ def impossible(record: RunRecord) -> str:
         return f"run_id {_short(record.run_id)}: not the name of a cell"
     if not 0 < d.requested <= 1:
         return f"density.requested {d.requested}: must be in (0, 1]"
-    if min(record.seeds.run, record.seeds.init, record.seeds.mask, record.seeds.order) < 0:
-        return "seeds: must be whole numbers from 0"
+    cost = record.cost
+    for name, number in (
+        *vars(record.seeds).items(), ("params", record.model.params), ("prunable", d.prunable),
+        ("batches", record.scheme.batches), ("images", record.scheme.images), ("kept", d.kept),
+        ("dense_macs", cost.dense_macs), ("sparse_macs", cost.sparse_macs), ("seconds", cost.seconds),
+        ("scheme_seconds", cost.scheme_seconds), ("train_images_per_s", cost.train_images_per_s),
+    ):  # fmt: skip
+        if isinstance(number, int | float) and not 0 <= number < 2**63:
+            return f"{name} is {_short(number)}: must be from 0, and below 2^63"
     if p.on and (p.overrides or p.limit is not None or p.limit_test is not None):
         return "protocol.on is true, but the record has overrides or limits"
     for name, value in (*record.metrics.items(), *record.last.items()):
@@ -271,6 +278,8 @@ def impossible(record: RunRecord) -> str:
         for key in ("top1", "nll", "ece", "epoch"):
             if key not in part:
                 return f"{name}.{key} is missing"
+    if d.prunable != record.model.prunable:
+        return f"density.prunable is {d.prunable}, model.prunable {record.model.prunable}"
     if d.kept is None or d.realised is None or sum(d.kept_per_layer) != d.kept:
         return "density.kept and kept_per_layer do not agree"
     if d.prunable < 1 or not 0 <= d.kept <= d.prunable or abs(d.realised - d.kept / d.prunable) > 1e-9:

@@ -90,7 +90,7 @@ class CostPart(Part):
 class RunRecord(Part):
     """One cell's result: what was asked, what came out, and what makes it checkable. Rates are in [0, 1]."""
 
-    schema_: Literal["rpbench.record/1"] = Field("rpbench.record/1", alias="schema")
+    schema_: Literal["rpbench.record/1"] = Field(alias="schema")
     run_id: str
     status: Status
     task: TaskPart

@@ -13,14 +13,24 @@ from rpbench.board import Board, Plan, Wanted, expand
 from rpbench.catalog import is_shelved_scheme, outline
 from rpbench.record import RunRecord
 
-PRUNABLE = {"resnet8": [144, 2304, 9216, 640]}
 LAYERS = [1000, 20000, 70000, 9000]
 
 
 def board(**changes: Any) -> Board:
     """A small board of the embedded task."""
-    grid = {"task": "digits", "models": ("resnet8",), "densities": (0.05, 0.1, 0.3), "schemes": ("erk", "uniform", "er")}
-    content = {"name": "small", "version": 1, "summary": "a small board", "url": "https://example.org", "seeds": (0, 1, 2)}
+    grid = {
+        "task": "digits",
+        "models": ("resnet8",),
+        "densities": (0.05, 0.1, 0.3),
+        "schemes": ("erk", "uniform", "er"),
+    }
+    content = {
+        "name": "small",
+        "version": 1,
+        "summary": "a small board",
+        "url": "https://example.org",
+        "seeds": (0, 1, 2),
+    }
     content["grids"] = (grid | changes.pop("grid", {}),)
     return Board.model_validate(content | changes)
 
@@ -60,8 +70,8 @@ def record(plan: Plan, w: Wanted, top1: float, **changes: Any) -> dict[str, Any]
         "data": {},
         "skipped": [],
         "warnings": [],
-        "cost": {"params": total + 100, "dense_macs": 10**6, "sparse_macs": 1.5 * 10**6 * w.context.density, "seconds": 5.0,
-                 "scheme_seconds": 0.01, "train_images_per_s": 1000.0},
+        "cost": {"params": total + 100, "dense_macs": 10**6, "sparse_macs": 1.5 * 10**6 * w.context.density}
+        | {"seconds": 5.0, "scheme_seconds": 0.01, "train_images_per_s": 1000.0},
         "env": {"device": "cpu", "device_name": "a machine", "world_size": 1},
         "command": f"rpbench run --scheme {w.label}",
         "error": None,
@@ -87,7 +97,9 @@ def write(store: Path, content: dict[str, Any], name: str = "") -> Path:
     return folder / "record.json"
 
 
-def noisy(effects: dict[str, float], sd: float = 0.002, dense: float = 0.95, seed: int = 0) -> Callable[[Wanted], float]:
+def noisy(
+    effects: dict[str, float], sd: float = 0.002, dense: float = 0.95, seed: int = 0
+) -> Callable[[Wanted], float]:
     """Results with an effect per scheme on the dense accuracy and independent normal noise; the same for a seed."""
     draws = np.random.default_rng(seed)
     return lambda w: float(np.clip(dense + effects.get(w.label, 0.0) + draws.normal(0, sd), 0, 1))

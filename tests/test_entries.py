@@ -1,0 +1,183 @@
+"""Records as boards read them: each bad one is named in a line and loses no other; an index saves reading."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+from click.testing import CliRunner
+
+from rpbench.cli import main
+from rpbench.entries import INDEX, parse, read_lines, read_store, read_whole
+
+
+def good() -> dict[str, Any]:
+    plan = synthetic.plan()
+    return synthetic.record(plan, plan.cells[3], 0.9)
+
+
+def changed(path: str, value: Any) -> str:
+    content = copy.deepcopy(good())
+    place: Any = content
+    *parts, last = path.split(".")
+    for part in parts:
+        place = place[part]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(content)
+
+
+KEYS = [
+    "schema",
+    "run_id",
+    "status",
+    "task",
+    "task.name",
+    "task.spec",
+    "task.version",
+    "model",
+    "model.name",
+    "model.params",
+    "model.prunable",
+    "scheme",
+    "scheme.name",
+    "scheme.args",
+    "scheme.source",
+    "sampler",
+    "density",
+    "density.requested",
+    "density.kept_per_layer",
+    "seeds",
+    "seeds.mask",
+    "precision",
+    "protocol",
+    "protocol.on",
+    "metrics",
+    "metrics.top1",
+    "metrics.nll",
+    "metrics.ece",
+    "metrics.epoch",
+    "last",
+    "masks",
+    "data",
+    "cost",
+    "cost.params",
+    "env",
+    "command",
+]
+NUMBERS = (float("nan"), float("inf"), 1e300, -0.1, "0.9", None, [], {}, True)
+NAMES = ("../../etc/passwd", "/etc/passwd", "a/b", "", ".", "x" * 300, "a\x00b", "a\nb")
+HOSTILE: list[str | bytes] = [
+    *(changed(key, KeyError) for key in KEYS),
+    *(changed(f"metrics.{key}", value) for key in ("top1", "nll", "ece") for value in NUMBERS),
+    *(changed(f"density.{key}", value) for key in ("requested", "realised") for value in (float("nan"), 2, -1, "0.1")),
+    *(changed("seeds.run", value) for value in (-1, 0.5, "0", 10**400)),
+    *(changed("run_id", value) for value in NAMES),
+    changed("density.kept", 5),
+    changed("density.prunable", 0),
+    changed("density.kept_per_layer", [-1, 2]),
+    changed("density.kept_per_layer", "all"),
+    changed("density.numel_per_layer", [1, 1, 1, 1]),
+    changed("status", "great"),
+    changed("precision", "int1"),
+    changed("protocol.overrides", {"recipe.epochs": 1}),
+    changed("schema", "rpbench.record/9"),
+    *("{", "[]", "null", "1", '"record"', "{}", "[" * 100_000, '{"a":' * 50_000, json.dumps(good())[:-40]),
+    json.dumps(good()).replace('"ok"', "ok"),
+    b"\xff\xfe\x00",
+    b"\x00" * 100,
+    changed("command", "x" * (5 * 2**20)),
+]
+
+
+def test_hostile_records_are_named_one_by_one_and_lose_nothing_else(tmp_path: Path) -> None:
+    assert len(HOSTILE) >= 100
+    plan = synthetic.plan()
+    synthetic.fill(tmp_path, plan, synthetic.noisy({}))
+    for i, text in enumerate(HOSTILE):
+        folder = tmp_path / f"hostile-{i:03d}"
+        folder.mkdir()
+        (folder / "record.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for _ in range(2):  # read, and from the index
+        found = read_store(tmp_path)
+        assert len(found.entries) == len(plan.cells)
+        assert [fault.place for fault in found.faults] == [f"hostile-{i:03d}" for i in range(len(HOSTILE))]
+        assert all(fault.why and "\n" not in fault.why and len(fault.why) < 400 for fault in found.faults)
+
+
+def test_hostile_lines_are_named_by_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    one_line = [text.replace("\n", " ") for text in HOSTILE if isinstance(text, str) and text and len(text) < 10**6]
+    path.write_text("\n".join([json.dumps(good()), *one_line, json.dumps({"record": json.dumps(good())}), ""]))
+    found = read_lines(path)
+    assert [f.place for f in found.faults] == [f"rows.jsonl:{i}" for i in range(2, 2 + len(one_line))]
+    assert len(found.entries) == len(read_whole(path)) == 2
+    assert found.faults[0].place == "rows.jsonl:2"
+
+
+def test_reports_name_hostile_records(tmp_path: Path) -> None:
+    board = tmp_path / "small.toml"
+    board.write_text(
+        'name = "small"\nversion = 1\nsummary = "x"\nurl = "x"\nseeds = [0, 1]\n[[grids]]\ntask = "digits"\n'
+        'models = ["resnet8"]\ndensities = [0.1]\nschemes = ["erk", "uniform"]\n'
+    )
+    from rpbench.board import expand, load_board
+
+    plan = expand(load_board(str(board)))
+    store = tmp_path / "runs"
+    synthetic.fill(store, plan, synthetic.noisy({"erk": -0.01}))
+    for i, name in enumerate(("<script>alert(1)</script>", "a|b", "=cmd()", "\x1b[31mred", "../up", "x" * 5000)):
+        cell = synthetic.record(plan, plan.cells[2], 0.9, scheme={"name": name, "source": "1" * 64}, run_id=f"odd-{i}")
+        synthetic.write(store, cell)
+    double = synthetic.record(plan, plan.cells[2], 0.2, run_id="zz-double")
+    synthetic.write(store, double)
+    for form in ("term", "md", "csv", "csv-wide", "latex", "json"):
+        done = CliRunner().invoke(main, ["report", str(board), "--store", str(store), "--format", form])
+        assert done.exit_code == 0, done.output
+        assert "\x1b" not in done.output.replace("\\u001b", "")
+        if form != "json":
+            assert "zz-double" in done.output or form in ("csv", "csv-wide", "latex")
+        if form == "md":
+            assert "<script>" not in done.output
+            assert "a|b" not in done.output
+        if form == "latex":
+            assert "<script>" not in done.output
+        if form.startswith("csv"):
+            assert ",=cmd" not in done.output
+
+
+def test_the_index_is_only_a_shortcut(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    synthetic.fill(tmp_path, plan, synthetic.noisy({}))
+    first = read_store(tmp_path)
+    assert (tmp_path / INDEX).is_file()
+    assert read_store(tmp_path).entries == first.entries
+    (tmp_path / INDEX).write_text('{"format": [1], "rows": "no"}')
+    assert read_store(tmp_path).entries == first.entries
+    path = synthetic.write(tmp_path, synthetic.record(plan, plan.cells[0], 0.5))
+    os.utime(path, ns=(1, 1))
+    assert {e.metrics["top1"] for e in read_store(tmp_path).entries} >= {0.5}
+    path.unlink()
+    assert len(read_store(tmp_path).entries) == len(plan.cells) - 1
+    assert read_store(tmp_path / "nothing").entries == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_store_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    synthetic.fill(tmp_path, plan, synthetic.noisy({}))
+    tmp_path.chmod(0o555)
+    assert len(read_store(tmp_path).entries) == len(plan.cells)
+
+
+def test_a_record_of_a_real_run_passes(tmp_path: Path) -> None:
+    assert parse(json.dumps(good())).status == "ok"
+    for path in Path("leaderboard").glob("*/*.jsonl"):
+        assert not read_lines(path).faults

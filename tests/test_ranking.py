@@ -1,0 +1,283 @@
+"""Rows of boards: gaps, intervals, ranks and ties by hand; what is missing; what never changes a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+from scipy import stats as scipy_stats
+
+from rpbench.board import Plan, Wanted
+from rpbench.comparison import compare, words
+from rpbench.entries import Entry, entry
+from rpbench.errors import UnknownName, UsageError
+from rpbench.ranking import Sheet, metric_of, score
+from rpbench.record import RunRecord
+from rpbench.selection import select
+
+
+def entries_of(plan: Plan, top1: Any, **changes: Any) -> list[Entry]:
+    found = [(w, top1(w)) for w in plan.cells]
+    return [made(plan, w, value, **changes) for w, value in found if value is not None]
+
+
+def made(plan: Plan, w: Wanted, value: float, **changes: Any) -> Entry:
+    record = RunRecord.model_validate(synthetic.record(plan, w, value, **changes))
+    return entry(record, record.run_id)
+
+
+def sheet(plan: Plan, entries: list[Entry], **asked: Any) -> Sheet:
+    return score(plan, select(plan, entries), **asked)
+
+
+def labels(rows: Any) -> list[str]:
+    return [row.label for row in rows]
+
+
+def test_a_gap_by_hand() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1, 0.3), "schemes": ("erk",)}, seeds=(0, 1, 2))
+    told = {("dense", 1.0): (0.90, 0.92, 0.94), ("erk", 0.1): (0.80, 0.82, 0.87), ("erk", 0.3): (0.88, 0.90, 0.92)}
+    found = sheet(plan, entries_of(plan, lambda w: told[w.label, w.context.density][w.seeds.run]))
+    (row,) = found.ranked.rows
+    assert row.score is not None
+    assert row.score.value == pytest.approx(-5.5)  # (83 - 92 + 90 - 92) / 2
+    variances = [np.var(np.array(v) * 100, ddof=1) for v in told.values()]
+    pooled = np.mean(variances)  # three groups of three
+    se = math.sqrt(pooled * (1 / 3 + 2 * 0.25 / 3))
+    low, high = row.score.interval() or (0, 0)
+    assert (high - low) / 2 == pytest.approx(scipy_stats.t.ppf(0.975, 6) * se)
+    assert [c.group.mean for c in row.cells if c.group] == pytest.approx([83.0, 90.0])
+    assert row.rank == (1, 1, 1)
+    assert row.axes["robust/fgsm-8"].value == pytest.approx(-2.75)  # type: ignore[union-attr]
+
+
+def test_a_row_never_depends_on_the_other_rows() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk", "uniform", "er", "igq")})
+    entries = entries_of(plan, synthetic.noisy({"erk": -0.01, "uniform": -0.02, "er": -0.03}, sd=0.004))
+    whole = sheet(plan, entries)
+    wild = [dataclasses.replace(e, metrics=e.metrics | {"top1": (e.seed * 7919 % 100) / 100}) if e.scheme == "er" else e
+            for e in entries]  # fmt: skip
+    for others in ([e for e in entries if e.scheme in ("dense", "erk")], wild):
+        again = sheet(plan, others)
+        for one, two in [(r, s) for r in whole.rows for s in again.rows if r.label == s.label and r.label != "er"]:
+            assert one.score == two.score
+            assert one.cells == two.cells
+            assert one.axes == two.axes
+            assert one.matching == two.matching
+
+
+def test_ties_share_a_rank_and_clear_gaps_do_not() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk", "uniform", "er")}, seeds=tuple(range(5)))
+    found = sheet(plan, entries_of(plan, synthetic.noisy({"erk": -0.01, "uniform": -0.0101, "er": -0.05})))
+    assert labels(found.ranked.rows)[2] == "er"
+    assert [row.rank for row in found.ranked.rows] == [(1, 1, 2), (1, 1, 2), (3, 3, 3)]
+    assert found.ranked.apart == (False, True)
+    assert [row.p is not None and row.p < 0.05 for row in found.ranked.rows] == [True, True, True]
+
+
+def test_lower_is_better_where_it_is() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk", "er")})
+    entries = entries_of(plan, synthetic.noisy({"erk": -0.01, "er": -0.05}))
+    for metric in ("ece", "nll", "brier"):
+        assert labels(sheet(plan, entries, metric=metric).ranked.rows) == ["erk", "er"]
+    assert labels(sheet(plan, entries, metric="ood").ranked.rows) == ["erk", "er"]
+    with pytest.raises(UnknownName, match="no metric 'top-1'.*top1"):
+        sheet(plan, entries, metric="top-1")
+    assert metric_of("nll").scale == 1
+    assert metric_of("fpr95_energy/noise").sign == -1
+
+
+def test_incomplete_rows_are_listed_with_what_is_missing() -> None:
+    plan = synthetic.plan()
+
+    def value(w: Wanted) -> float | None:
+        if w.label == "uniform" and (w.context.density, w.seeds.run) == (0.1, 2):
+            return None
+        if w.label == "er" and w.context.density == 0.3:
+            return None
+        return 0.9
+
+    found = sheet(plan, entries_of(plan, value))
+    assert labels(found.ranked.rows) == ["erk"]
+    assert {row.label: row.lacks for row in found.incomplete} == {
+        "uniform": ("digits resnet8 0.1: seed 2",), "er": ("digits resnet8 0.3: no seed",)
+    }  # fmt: skip
+    assert all(row.score is None and row.rank is None for row in found.incomplete)
+    assert sheet(plan, entries_of(plan, lambda w: 0.9 if w.label in ("dense", "erk") else None)).not_run == (
+        "uniform",
+        "er",
+    )
+
+
+def test_single_seed_rows_are_placed_and_marked() -> None:
+    plan = synthetic.plan()
+    noise = synthetic.noisy({"erk": -0.02})
+    found = sheet(plan, entries_of(plan, lambda w: noise(w) if w.label != "er" or w.seeds.run == 0 else None))
+    single = next(row for row in found.ranked.rows if row.label == "er")
+    assert single.marks == ("1 seed",)
+    assert single.score is not None
+    assert single.score.interval() is not None  # with the pooled noise of the others
+    # another seed than the board's first is a pick
+    found = sheet(plan, entries_of(plan, lambda w: noise(w) if w.label != "er" or w.seeds.run == 1 else None))
+    assert labels(found.incomplete) == ["er"]
+
+
+def test_infeasible_cells_make_a_block_of_the_common_ones() -> None:
+    plan = synthetic.plan()
+    values = synthetic.noisy({"erk": -0.01, "er": -0.03})
+    entries = []
+    for w in plan.cells:
+        if w.label == "uniform" and w.context.density == 0.05:
+            entries.append(made(plan, w, 0.5, status="infeasible", error="no budget below 0.08", metrics={}, last={}))
+        else:
+            entries.append(made(plan, w, values(w)))
+    found = sheet(plan, entries)
+    assert labels(found.ranked.rows) == ["erk", "er"]
+    assert found.common is not None
+    assert sorted(labels(found.common.rows)) == ["er", "erk", "uniform"]
+    assert [c.density for c in found.common.contexts] == [0.1, 0.3]
+    cell = next(row for row in found.incomplete if row.label == "uniform").cells[0]
+    assert (cell.state, cell.reason) == ("infeasible", "infeasible: no budget below 0.08")
+
+
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "off protocol": ({"protocol": {"on": False, "overrides": {"recipe.epochs": 1}}}, "off protocol: recipe.epochs=1"),
+    "another spec": ({"task": {"spec": "0" * 64}}, "another definition of task 'digits'"),
+    "precision": ({"precision": "bf16"}, "precision is bf16, the board's is fp32"),
+    "procedure": ({"procedure": "rigl"}, "procedure is rigl, the board's is static"),
+    "stale": ({"scheme": {"source": "0" * 64}}, "stale: the source of scheme 'erk'"),
+    "budget": ({"density": {"kept": 9999, "realised": 0.09999, "kept_per_layer": [99, 2000, 7000, 900]}}, "off budget"),
+    "seeds": ({"seeds": {"mask": 5}}, "seeds 0 (init 0, mask 5, order 0) are not the board's"),
+    "net": ({"density": {"prunable": 50000, "kept": 5000, "kept_per_layer": [500, 1000, 3000, 500],
+                         "numel_per_layer": [1000, 9000, 30000, 10000]}, "model": {"prunable": 50000}}, "50,000 prunable weights, not the 100,000"),
+    "args": ({"run_id": "again"}, "a second record of the same cell"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "why"), REASONS.values(), ids=list(REASONS))
+def test_what_cannot_be_compared_is_left_out_with_the_reason(changes: dict[str, Any], why: str) -> None:
+    plan = synthetic.plan()
+    entries = entries_of(plan, lambda w: 0.9)
+    w = next(w for w in plan.cells if w.label == "erk" and w.context.density == 0.1 and w.seeds.run == 0)
+    odd = made(plan, w, 0.99, **({"run_id": "odd"} | changes))
+    found = sheet(plan, [*entries, dataclasses.replace(odd, place="odd")])
+    assert [fault.place for fault in found.left_out] == ["odd"] or changes == {"run_id": "again"}
+    assert why in found.left_out[0].why
+    assert len(found.ranked.rows) == 3
+
+
+def test_records_of_other_boards_are_passed_over() -> None:
+    plan, other = synthetic.plan(), synthetic.plan(grid={"densities": (0.2,), "models": ("resnet14",)})
+    found = sheet(plan, [*entries_of(plan, lambda w: 0.9), *entries_of(other, lambda w: 0.8)])
+    assert found.left_out == ()
+    assert len(found.ranked.rows) == 3
+
+
+def test_options_make_rows_of_their_own() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk_plus", "erk_plus:classifier=0.5", "erk")})
+    found = sheet(plan, entries_of(plan, lambda w: 0.9))
+    assert sorted(labels(found.ranked.rows)) == ["erk", "erk_plus", "erk_plus:classifier=0.5"]
+    narrow = synthetic.plan(grid={"schemes": ("erk",)})
+    found = sheet(narrow, entries_of(plan, lambda w: 0.9))  # rows that the board does not name
+    assert sorted(labels(found.rows)) == ["erk", "erk_plus", "erk_plus:classifier=0.5"]
+
+
+def test_without_the_reference_rows_are_ranked_but_have_no_gap() -> None:
+    plan = synthetic.plan()
+    found = sheet(plan, entries_of(plan, lambda w: None if w.label == "dense" else 0.9 - 0.1 * (w.label == "er")))
+    assert labels(found.ranked.rows)[-1] == "er"
+    assert all(row.score is None for row in found.ranked.rows)
+    assert "no gaps" in found.notes[0]
+
+
+def test_equal_flops_interpolate_and_say_what_is_not_reached() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1, 0.4), "schemes": ("erk", "er")}, flops=(0.3,), seeds=(0, 1))
+
+    def flops(w: Wanted) -> dict[str, Any]:
+        part = {"erk": {0.1: 0.15, 0.4: 0.6}, "er": {0.1: 0.35, 0.4: 0.7}, "dense": {1.0: 1.0}}
+        return {"cost": {"sparse_macs": 10**6 * part[w.label][w.context.density]}}
+
+    top1 = {0.1: 0.80, 0.4: 0.90, 1.0: 0.95}
+    entries = [made(plan, w, top1[w.context.density], **flops(w)) for w in plan.cells]
+    found = sheet(plan, entries, order="flops")
+    (row,) = found.ranked.rows
+    part = math.log(0.3 / 0.15) / math.log(0.6 / 0.15)
+    assert row.score is not None
+    assert row.score.value == pytest.approx(80 + 10 * part - 95)
+    assert {r.label: r.lacks for r in found.incomplete} == {
+        "er": ("resnet8: its FLOPs reach down to 35.0% of the dense net's, not to 30.0%",)
+    }
+    assert any("interpolated" in note for note in found.notes)
+
+
+def test_matching_sparsity() -> None:
+    plan = synthetic.plan(grid={"densities": (0.9, 0.5, 0.1), "schemes": ("erk", "er", "uniform")})
+    gaps = {("erk", 0.9): 0.0, ("erk", 0.5): 0.0, ("erk", 0.1): -0.02, ("er", 0.9): -0.03, ("er", 0.5): -0.04,
+            ("er", 0.1): -0.2}  # fmt: skip
+    noise = synthetic.noisy({}, sd=0.0003)
+    found = sheet(plan, entries_of(plan, lambda w: noise(w) + gaps.get((w.label, w.context.density), 0.0)))
+    by = {row.label: row.matching["digits", "resnet8"] for row in found.rows}
+    assert by["erk"].value == pytest.approx(0.6, abs=0.02)  # from 0 at 0.5 to -2 at 0.9: -0.5 after a quarter
+    assert by["er"].censored == "none matching"
+    assert by["uniform"].censored == "beyond the last"
+
+
+def test_the_metric_of_two_image_sets_is_taken_over_the_references() -> None:
+    plan = synthetic.plan()
+    entries = entries_of(plan, lambda w: 0.9)
+    cut = [
+        dataclasses.replace(e, metrics={k: v for k, v in e.metrics.items() if k != "auroc/noise"}, skipped=("noise",))
+        if e.scheme == "er" else e for e in entries
+    ]  # fmt: skip
+    found = sheet(plan, cut)
+    row = next(row for row in found.rows if row.label == "er")
+    assert row.axes["ood"] is None  # never a mean over other sets
+    assert "without noise" in row.marks
+
+
+def test_compare_in_words() -> None:
+    plan = synthetic.plan(seeds=tuple(range(5)))
+    found = sheet(plan, entries_of(plan, synthetic.noisy({"erk": -0.01, "uniform": -0.0102, "er": -0.05})))
+    told = words(compare(found, "er", "erk"))
+    assert told.startswith("erk is above er by 3.96 ± 0.16 points")
+    assert told.endswith("points of top-1 on 3 cells of small, 5 seeds")
+    told = words(compare(found, "erk", "uniform"))
+    assert told.startswith("erk and uniform cannot be separated on 3 cells of small: ")
+    assert "seeds would separate" in told
+    with pytest.raises(UnknownName, match="did you mean 'erk'"):
+        compare(found, "erq", "er")
+    with pytest.raises(UsageError, match="against itself"):
+        compare(found, "er", "er")
+    with pytest.raises(UsageError, match="is the reference"):
+        compare(found, "er", "dense")
+
+
+def test_pairing_by_seed_is_declared() -> None:
+    """Results that move together by seed: paired, a small difference is found; unpaired it is not."""
+    shift = (0.0, 0.03, -0.03, 0.02)
+    own = {("er", 0): 1e-4, ("er", 2): -1e-4}
+
+    def value(w: Wanted) -> float:
+        return 0.9 + shift[w.seeds.run] - 0.002 * (w.label == "er") + own.get((w.label, w.seeds.run), 0.0)
+
+    separated = {}
+    for pairing in ("none", "seed"):
+        plan = synthetic.plan(pairing=pairing, seeds=(0, 1, 2, 3), grid={"schemes": ("erk", "er")})
+        separated[pairing] = compare(sheet(plan, entries_of(plan, value)), "erk", "er").separated
+    assert separated == {"none": False, "seed": True}
+
+
+def test_as_json(tmp_path: Path) -> None:
+    from rpbench.report.plain import sheet_json
+
+    plan = synthetic.plan()
+    entries = entries_of(plan, synthetic.noisy({"erk": -0.01}))
+    told = json.dumps(sheet_json(sheet(plan, entries)), allow_nan=False)
+    assert told == json.dumps(sheet_json(sheet(plan, entries[::-1])), allow_nan=False)
+    assert json.loads(told)["ranked"]["rows"][0]["score"]["value"] is not None
