@@ -68,7 +68,7 @@ def _row(sheet: Sheet, label: str) -> Row:
     if label == sheet.plan.board.reference:
         raise UsageError(f"'{label}' is the reference: every gap in rpbench report is a comparison with it")
     if label not in known:
-        raise UnknownName(f"row of board '{sheet.plan.board.name}'", label, sorted(known))
+        raise UnknownName("row", label, sorted(known))
     return known[label]
 
 

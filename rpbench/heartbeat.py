@@ -44,7 +44,22 @@ class Sign(BaseModel):
     def word(self) -> Literal["running", "stopped", "stale"]:
         if self.stopped:
             return "stopped"
+        if self.host == platform.node() and not _lives(self.pid):
+            return "stale"
         return "running" if abs(time.time() - self.time) < SILENT else "stale"
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine lives (one of somebody else's does, too; one that nobody waited for not)."""
+    try:
+        os.kill(pid, 0)
+        with contextlib.suppress(OSError):  # Linux only
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -146,6 +146,11 @@ def test_infeasible_cells_make_a_block_of_the_common_ones() -> None:
     assert (cell.state, cell.reason) == ("infeasible", "infeasible: no budget below 0.08")
 
 
+SMALLER: dict[str, Any] = {
+    "density": {"prunable": 50000, "kept": 5000, "kept_per_layer": [500, 1000, 3000, 500]}
+    | {"numel_per_layer": [1000, 9000, 30000, 10000]},
+    "model": {"prunable": 50000},
+}
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "off protocol": ({"protocol": {"on": False, "overrides": {"recipe.epochs": 1}}}, "off protocol: recipe.epochs=1"),
     "another spec": ({"task": {"spec": "0" * 64}}, "another definition of task 'digits'"),
@@ -154,8 +159,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "stale": ({"scheme": {"source": "0" * 64}}, "stale: the source of scheme 'erk'"),
     "budget": ({"density": {"kept": 9999, "realised": 0.09999, "kept_per_layer": [99, 2000, 7000, 900]}}, "off budget"),
     "seeds": ({"seeds": {"mask": 5}}, "seeds 0 (init 0, mask 5, order 0) are not the board's"),
-    "net": ({"density": {"prunable": 50000, "kept": 5000, "kept_per_layer": [500, 1000, 3000, 500],
-                         "numel_per_layer": [1000, 9000, 30000, 10000]}, "model": {"prunable": 50000}}, "50,000 prunable weights, not the 100,000"),
+    "net": (SMALLER, "50,000 prunable weights, not the 100,000"),
     "args": ({"run_id": "again"}, "a second record of the same cell"),
 }  # fmt: skip
 
@@ -250,7 +254,7 @@ def test_compare_in_words() -> None:
     told = words(compare(found, "erk", "uniform"))
     assert told.startswith("erk and uniform cannot be separated on 3 cells of small: ")
     assert "seeds would separate" in told
-    with pytest.raises(UnknownName, match="did you mean 'erk'"):
+    with pytest.raises(UnknownName, match="no row 'erq': did you mean"):
         compare(found, "erq", "er")
     with pytest.raises(UsageError, match="against itself"):
         compare(found, "er", "er")

@@ -1,0 +1,228 @@
+"""Sweeps: a board's cells are run once each, whatever ends the sweep; where each stands is read from the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+from click.testing import CliRunner
+
+from rpbench.board import expand
+from rpbench.cli import main
+from rpbench.entries import read_store
+from rpbench.heartbeat import NAME, Sign, alive, signs
+from rpbench.sweep import guess, survey, tally
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tiny_board(folder: Path, epochs: int = 1, schemes: str = '["erk"]', seeds: str = "[0, 1]") -> Path:
+    """A board of a few short cells on the embedded images, with a task of its own beside it."""
+    folder.mkdir(exist_ok=True)
+    task = (ROOT / "tasks" / "digits.toml").read_text()
+    task = task.replace('name = "digits"', 'name = "tiny"').replace("epochs = 30", f"epochs = {epochs}")
+    task = task.replace('ood = ["photos", "noise"]', 'ood = ["noise"]')
+    (folder / "tiny.toml").write_text(task)
+    path = folder / "board.toml"
+    path.write_text(
+        f'name = "tiny-board"\nversion = 1\nsummary = "a few short cells"\nurl = "x"\nseeds = {seeds}\n'
+        f'[[grids]]\ntask = "tiny.toml"\nmodels = ["resnet8"]\ndensities = [0.1]\nschemes = {schemes}\n'
+    )
+    return path
+
+
+def sweep(board: Path, store: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rpbench", "sweep", str(board), "--store", str(store), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def results(store: Path) -> dict[str, Any]:
+    """What must be the same however a sweep was run."""
+    found = {}
+    for path in sorted(store.glob("*/record.json")):
+        record = json.loads(path.read_text())
+        found[path.parent.name] = (
+            record["status"],
+            record["metrics"],
+            record["last"],
+            record["masks"],
+            record["density"],
+        )
+    return found
+
+
+def test_a_killed_sweep_goes_on_to_the_same_records(tmp_path: Path) -> None:
+    board = tiny_board(tmp_path / "b", epochs=3)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = sweep(board, whole)
+    assert done.returncode == 0, done.stderr
+    assert "tiny-board: 4 of 4 cells have a result" in done.stdout
+    assert "[4/4]" in done.stderr
+    command = [sys.executable, "-m", "rpbench", "sweep", str(board), "--store", str(broken)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(broken.glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert len(results(broken)) < 4
+    done = sweep(board, broken)
+    assert done.returncode == 0, done.stderr
+    assert results(broken) == results(whole)
+    again = sweep(board, broken)
+    assert again.returncode == 0
+    assert "0 to run" in again.stderr
+    told = CliRunner().invoke(main, ["status", str(board), "--store", str(broken), "--format", "json"])
+    assert json.loads(told.output)["counts"] == {"finished": 4}
+    report = CliRunner().invoke(main, ["report", str(board), "--store", str(broken)])
+    assert report.exit_code == 0
+    assert "erk" in report.output
+
+
+def test_a_cell_that_fails_takes_no_other_with_it_and_is_retried_when_asked(tmp_path: Path) -> None:
+    crash = tmp_path / "crash.py"
+    body = (
+        "import os, signal\nfrom pathlib import Path\nfrom rpbench import shape_scheme\n\n@shape_scheme\n"
+        'def crash(table, density):\n    """Crashes. https://example.org"""\n'
+        f"    if Path({str(tmp_path / 'bad')!r}).exists():\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return {layer.name: density for layer in table}\n"
+    )
+    crash.write_text(body)
+    (tmp_path / "bad").touch()
+    board = tiny_board(tmp_path / "b", seeds="[0]")
+    store = tmp_path / "runs"
+    done = sweep(board, store, "--scheme", str(crash), "--scheme", "dense", "--slots", "1")
+    assert done.returncode == 1
+    assert "its process died (SIGKILL)" in done.stderr
+    assert "tiny-board: 1 of 2 cells have a result" in done.stdout
+    (tmp_path / "bad").unlink()
+    done = sweep(board, store, "--scheme", str(crash), "--scheme", "dense")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2" in done.stdout
+
+
+def test_a_failed_record_is_left_until_a_retry(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    cell = synthetic.record(
+        plan, plan.cells[1], 0.9, status="failed", metrics={}, last={}, error="OSError: no space left"
+    )
+    synthetic.write(tmp_path, cell | {"metrics": {}, "last": {}})
+    at = survey(plan, read_store(tmp_path), [])
+    assert tally(at.cells) == {"failed": 1, "missing": len(plan.cells) - 1}
+    (failed,) = [one for one in at.cells if one.state == "failed"]
+    assert failed.note == "failed: OSError: no space left"
+    assert failed not in at.to_run(retry=False)
+    assert failed in at.to_run(retry=True)
+
+
+def test_outdated_records_are_told(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    w = next(w for w in plan.cells if w.label == "erk")
+    synthetic.write(tmp_path, synthetic.record(plan, w, 0.9, scheme={"source": "0" * 64}))
+    at = survey(plan, read_store(tmp_path), [])
+    (old,) = [one for one in at.cells if one.state == "outdated"]
+    assert "stale" in old.note
+    assert old in at.to_run(retry=True)
+    assert old not in at.to_run(retry=False)
+
+
+def asked(plan: Any, index: int) -> dict[str, Any]:
+    w = plan.cells[index]
+    return {
+        "task": {"name": w.context.task}, "model": w.context.model, "density": w.context.density, "overrides": {},
+        "scheme": {"name": w.who.scheme, "args": json.loads(w.who.args)}, "sampler": {"name": "exact", "args": {}},
+        "seeds": dict(vars(w.seeds)), "precision": w.asked["precision"], "limit": None, "limit_test": None,
+    }  # fmt: skip
+
+
+def test_signs_of_life(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    for i, name in enumerate(("runs", "silent", "stopped", "off")):
+        (tmp_path / name).mkdir()
+        cell = asked(plan, i) | ({"limit": 10} if name == "off" else {})
+        sign = Sign(host="there", pid=1, since=0.0, time=time.time() - 1000 * (name == "silent"), done=0.25, cell=cell,
+                    stopped=name == "stopped")  # fmt: skip
+        (tmp_path / name / NAME).write_text(sign.model_dump_json())
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / NAME).write_text('{"host": 1')
+    at = survey(plan, read_store(tmp_path), signs(tmp_path))
+    assert [one.state for one in at.cells[:4]] == ["running", "stale", "stopped", "missing"]
+    assert at.cells[0].done == 0.25
+    assert "there" in at.cells[0].note
+    assert [one.state for one in at.to_run(False)[:3]] == ["stale", "stopped", "missing"]
+    text = CliRunner().invoke(main, ["status", "--store", str(tmp_path)])
+    assert text.exit_code == 0
+
+
+def test_a_sign_goes_with_the_record_and_stays_without(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    with alive(tmp_path, asked(plan, 0), lambda: 0.5):
+        assert Sign.model_validate_json((tmp_path / NAME).read_text()).word == "running"
+    assert Sign.model_validate_json((tmp_path / NAME).read_text()).word == "stopped"
+    with alive(tmp_path, asked(plan, 0), lambda: 1.0):
+        (tmp_path / "record.json").write_text("{}")
+    assert not (tmp_path / NAME).exists()
+    told = Sign(host=platform.node(), pid=2**22 + 1, since=0, time=time.time(), done=0, cell={})
+    assert told.word == "stale"  # a process of this machine that is gone is not waited for
+    assert told.model_copy(update={"host": "elsewhere"}).word == "running"
+
+
+def test_time_is_guessed_from_finished_cells(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    synthetic.fill(tmp_path, plan, lambda w: 0.9 if w.seeds.run == 0 else None)
+    found = read_store(tmp_path)
+    at = survey(plan, found, [])
+    todo = at.to_run(False)
+    assert guess(todo, found.entries).seconds == pytest.approx(5.0 * len(todo))
+    assert guess(todo, []).unknown == len(todo)
+    other = expand(synthetic.board(precision="bf16"))
+    assert guess(survey(other, found, []).to_run(False), found.entries).unknown == len(other.cells)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    done = CliRunner().invoke(main, ["sweep", "digits", "--store", str(store), "--dry-run"])
+    assert done.exit_code == 0
+    assert "balanced" in done.output
+    assert not store.exists()
+    told = CliRunner().invoke(main, ["sweep", "digits", "--store", str(store), "--dry-run", "--format", "json"])
+    assert len(json.loads(told.output)["cells"]) == 225
+    narrow = ["sweep", "digits", "--dry-run", "--scheme", "erk", "--density", "0.02", "--seed", "1", "--format", "json"]
+    assert len(json.loads(CliRunner().invoke(main, narrow).output)["cells"]) == 1
+
+
+WRONG = {
+    "board": (["sweep", "digts"], "no board 'digts': did you mean 'digits'"),
+    "scheme": (["sweep", "digits", "--scheme", "erkk"], "no scheme 'erkk'"),
+    "model": (["sweep", "digits", "--model", "vgg16"], "board 'digits' has no model vgg16"),
+    "density": (["sweep", "digits", "--density", "0.5"], "board 'digits' has no density 0.5: there is 0.02, 0.05"),
+    "seed": (["sweep", "digits", "--seed", "9"], "has no seed 9: there is 0, 1, 2, 3, 4"),
+    "images": (["sweep", "cifar10-cpu", "--store", "STORE"], "cifar10"),
+    "store": (["status", "digits", "--store", "STORE"], "there is no store"),
+    "report": (["report", "digits", "--store", "STORE"], "there is no store"),
+    "format": (["report", "digits", "--format", "pdf"], "Invalid value for '--format'"),
+}
+
+
+@pytest.mark.parametrize(("command", "told"), WRONG.values(), ids=list(WRONG))
+def test_what_is_wrong_is_said_in_a_sentence(
+    command: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RPBENCH_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = CliRunner().invoke(main, [str(tmp_path / "none") if part == "STORE" else part for part in command])
+    assert done.exit_code == 2, done.output
+    assert told in done.output
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "none").exists()
