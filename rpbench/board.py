@@ -29,7 +29,18 @@ from rpbench.errors import BadDefinition, RpbenchError, UnknownName, UsageError
 from rpbench.models import resolve
 from rpbench.record import canonical
 from rpbench.streams import Seeds
-from rpbench.task import Definition, Density, Name, Reference, Task, load_definition, load_task, spec
+from rpbench.task import (
+    Definition,
+    Density,
+    Name,
+    Reference,
+    Task,
+    load_attack,
+    load_definition,
+    load_set,
+    load_task,
+    spec,
+)
 
 SeedList = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 EVERY = "*"
@@ -48,16 +59,36 @@ class Grid(Definition):
     vary: tuple[Literal["mask", "init", "order"], ...] = ()
 
 
+Dimension = Literal["model", "density", "scheme"]
+GRADIENTS = ("global_l2", "layer_mean_l2", "mean_abs")  # keys of gradient_flow.jsonl
+
+
+class Part(Definition):
+    """Panels of one kind: `x` against `y`, a panel for each of what `panels` names, a line for each of what `lines`
+    names (the first decides the colour, the last the marker). Nothing listed under models and densities is all of the
+    board's; `schemes` are labels, * standing for any text. `references` are the nets whose reference is drawn, `last`
+    the last step."""
+
+    title: str = ""
+    x: Literal["sparsity", "params", "flops", "width", "last_sparsity", "step", "stream"] = "sparsity"
+    y: str = "top1"
+    scale: Literal["linear", "log"] = "linear"
+    panels: tuple[Dimension, ...] = ("model",)
+    lines: Annotated[tuple[Dimension, ...], Field(min_length=1)] = ("scheme",)
+    models: tuple[str, ...] = ()
+    densities: tuple[Density, ...] = ()
+    schemes: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    last: Annotated[int, Field(ge=1)] | None = None
+
+
 class Figure(Definition):
-    """How a board's figure is drawn, as the paper's: `x` against `y`, one panel per `panels`."""
+    """A figure drawn from a board's records, as the paper's: panels in rows of `columns` (or as many as fit)."""
 
     name: Name
     caption: str
-    x: Literal["sparsity", "params", "flops", "width", "last_density", "step"] = "sparsity"
-    y: str = "top1"
-    panels: Literal["model", "density", "none"] = "model"
-    models: tuple[str, ...] = ()
-    schemes: tuple[str, ...] = ()
+    columns: Annotated[int, Field(ge=1, le=6)] | None = None
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = (Part(),)
 
 
 class Board(Definition):
@@ -165,6 +196,7 @@ def load_board(given: str) -> Board:
     faults = []
     for i, grid in enumerate(board.grids):
         faults += [f"grids.{i}: {fault}" for fault in _faults(grid)]
+    faults += _figure_faults(board)
     try:
         if _told(board.reference)[0] is None:
             faults.append(f"reference is '{board.reference}': it must be a scheme with a density of its own, as dense")
@@ -198,6 +230,39 @@ def _faults(grid: Grid) -> Iterator[str]:
                 yield f"{field}: {error}"
     if not grid.densities and any(s == EVERY or _told(s)[0] is None for s in grid.schemes):
         yield "densities are missing"
+
+
+def _figure_faults(board: Board) -> Iterator[str]:
+    """Figures that could only stay empty: metrics, nets or densities that the board does not have."""
+    try:
+        tasks = {grid.task: load_task(grid.task) for grid in board.grids}
+    except RpbenchError:
+        return  # told already
+    models = {m for grid in board.grids for m in grid.models}
+    densities = {d for grid in board.grids for d in grid.densities}
+    metrics = {name for task in tasks.values() for name in _metrics(task)}
+    seen: set[str] = set()
+    for i, figure in enumerate(board.figures):
+        if figure.name in seen:
+            yield f"figures.{i}.name: a second '{figure.name}'"
+        seen.add(figure.name)
+        for j, part in enumerate(figure.parts):
+            place = f"figures.{i}.parts.{j}"
+            known = GRADIENTS if part.x == "step" else metrics
+            if part.y not in known:
+                yield f"{place}.y: there is no '{part.y}' on this board, but {', '.join(sorted(known))}"
+            wrong = [*({*part.models, *part.references} - models), *(set(part.densities) - densities)]
+            if wrong:
+                yield f"{place}: the board has no {', '.join(sorted(map(str, wrong)))}"
+
+
+def _metrics(task: Task) -> Iterator[str]:
+    """Keys of a record's metrics under this task."""
+    yield from ("top1", "nll", "brier", "ece", *(["top5"] if task.evaluation.top5 else []))
+    for name in task.evaluation.ood:
+        yield from (f"{kind}/{load_set(name).name}" for kind in ("auroc", "aupr", "fpr95"))
+        yield from (f"{kind}_energy/{load_set(name).name}" for kind in ("auroc", "aupr", "fpr95"))
+    yield from (f"robust/{load_attack(name).name}" for name in task.evaluation.attacks)
 
 
 def expand(board: Board, choice: Choice | None = None) -> Plan:

@@ -28,10 +28,11 @@ LAYERS = [
     ["step"],
     ["comparison", "published"],
     ["report.render"],
+    ["report.figures"],
     ["report.latex"],
     ["report.sheets", "report.tables"],
-    ["report.plain", "report.words", "report.states"],
-    ["report", "ranking"],
+    ["report.plain", "report.words", "report.states", "report.series"],
+    ["report", "ranking", "report.reported"],
     ["sweep"],
     ["selection"],
     ["board", "entries"],
@@ -128,6 +129,8 @@ def test_light_modules_do_not_import_torch() -> None:
         "planning",
         "cell",
         "stats",
+        "report.figures",
+        "report.series",
     ]
     for name in light:
         tree = ast.parse(modules()[name].read_text())

@@ -37,6 +37,8 @@ def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
         "import rpbench\nassert rpbench.__file__.startswith(sys.argv[1])\n"
         "from rpbench.catalog import scheme_names, names\n"
         "from rpbench.task import load_task\n"
+        "from rpbench.report.reported import reported\n"
+        "assert reported()\n"
         "assert 'erk' in scheme_names() and load_task('digits').name == 'digits'\n"
         "print(rpbench.plan(__import__('torch').nn.Linear(20, 10), 'erk', 0.3).kept)\n"
     )
