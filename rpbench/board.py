@@ -315,7 +315,7 @@ def _cells(board: Board, grid: Grid, task: Task, choice: Choice) -> Iterator[Wan
             wanted = [d for d in grid.densities if not choice.densities or d in choice.densities]
             for model in models:
                 for density in [own] if own is not None else wanted:
-                    for streams in _streams(grid, seeds):
+                    for streams in _streams(grid, seeds, drawn=own is None):
                         context = Context(task.name, resolve(model, task.family).name, density)
                         asked = {"task": grid.task, "model": model, "scheme": scheme, "density": density}
                         asked |= {"sampler": sampler, "seed": streams.run, "precision": board.precision}
@@ -340,13 +340,14 @@ def every_baseline() -> list[str]:
     return [name for name in names("baselines", ".py") if not outline(name).needs]
 
 
-def _streams(grid: Grid, seeds: Sequence[int]) -> Iterator[Seeds]:
+def _streams(grid: Grid, seeds: Sequence[int], drawn: bool) -> Iterator[Seeds]:
+    """The seeds of a grid's runs. Where every weight is kept no mask is drawn: there is nothing to vary."""
     if not grid.vary:
         yield from (Seeds(s, init=s, mask=s, order=s) for s in seeds)
         return
     first, seen = (grid.seeds or seeds)[0] if seeds else 0, set()
     for name in grid.vary:
-        for seed in seeds:
+        for seed in seeds if drawn or name != "mask" else ():
             one = Seeds(**({"run": first, "init": first, "mask": first, "order": first} | {name: seed}))
             if one not in seen:
                 seen.add(one)

@@ -22,6 +22,7 @@ from rpbench.stats import (
     Group,
     Pooled,
     Rank,
+    StreamVariance,
     contrast,
     crossing,
     group,
@@ -30,6 +31,7 @@ from rpbench.stats import (
     pool,
     ranks,
     separated,
+    stream_variances,
 )
 from rpbench.streams import Seeds
 
@@ -113,6 +115,7 @@ class Row:
     lacks: tuple[str, ...] = ()
     axes: dict[str, Estimate | None] = field(default_factory=dict)
     matching: dict[Net, Crossing] = field(default_factory=dict)
+    luck: dict[str, StreamVariance | None] = field(default_factory=dict)  # by stream of random numbers, where varied
     level: str = ""
 
     def cell(self, context: Context) -> Cell:
@@ -313,7 +316,19 @@ def _row(
     marks += [f"{', '.join(map(str, sorted(worlds)))} processes"] if worlds else []
     row = Row(who, selection.labels[who], cells, marks=tuple(marks), lacks=tuple(lacks))
     levels = {e.level for c in cells for e in c.entries}
-    return _with(row, matching=_matching(plan, row, reference), level=min(levels, default="", key=LEVELS.index))
+    found = _matching(plan, row, reference)
+    return _with(row, matching=found, luck=_luck(cells), level=min(levels, default="", key=LEVELS.index))
+
+
+def _luck(cells: Sequence[Cell]) -> dict[str, StreamVariance | None]:
+    """The variance that comes from masks, initial weights and data order, where a board varies them apart."""
+    whole = [c for c in cells if len(c.values) == len(c.entries)]
+    pairs = [(c.context, v, e) for c in whole for v, e in zip(c.values, c.entries, strict=True)]
+    runs = [(v, e.mask_seed, e.init_seed, e.order_seed, context) for context, v, e in pairs]
+    if all(mask == init == order for _, mask, init, order, _ in runs):
+        return {}
+    values, mask, init, order, contexts = zip(*runs, strict=True)
+    return stream_variances(values, mask, init, order, contexts)
 
 
 LEVELS = ("reported", "complete", "checked", "verified")

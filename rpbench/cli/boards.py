@@ -223,7 +223,10 @@ def _show_all(store: Path, form: str) -> None:
     help="Compare at equal parameters, or at equal FLOPs (interpolated over densities).",
 )
 @click.option("--by", type=click.Choice(["scheme", "model"]), default="scheme", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+@click.option("--figure", "figures", multiple=True, help="Draw this figure of the paper, as fig1 or fig17.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write to this file; a figure: .pdf, .svg or .png, or a folder."
+)
 @format_option("term", "md", "csv", "csv-wide", "latex", "html", "json")
 def report(**given: Any) -> None:
     """Show a board: every scheme's gap to dense, with intervals, ranks and ties.
@@ -234,8 +237,13 @@ def report(**given: Any) -> None:
     rpbench report digits
     rpbench report digits --format html --out digits.html
     rpbench report --by model fig1
+    rpbench report --figure fig1 --figure fig3
     """
     from rpbench.report.render import render
+
+    if given["figures"]:
+        _draw(given)
+        return
 
     sheets = _sheets(given)
     text = render(sheets, given["form"], given["by"])
@@ -251,35 +259,63 @@ def report(**given: Any) -> None:
     click.echo(f"wrote {given['out']} ({given['out'].stat().st_size / 1000:.0f} KB)", err=True)
 
 
+def _draw(given: dict[str, Any]) -> None:
+    """Figures into files of their names: --out is a folder, or for one figure a file."""
+    from rpbench.board import load_board
+    from rpbench.entries import merged
+    from rpbench.report.figures import draw_figures
+
+    out, names = given["out"] or Path("."), given["figures"]
+    if out.suffix and len(names) > 1:
+        raise click.UsageError(f"--out '{out}' is one file, but {len(names)} figures are asked for: give a folder")
+    if len(given["boards"]) > 1:
+        raise click.UsageError("a figure stands on one board: name at most one")
+    boards = [load_board(name) for name in given["boards"]]
+    store, found = _records(given, None)
+    entries = merged(found).entries
+    folder = out.parent if out.suffix else out
+    if not folder.is_dir():
+        raise click.UsageError(f"--out: there is no folder '{folder}'")
+    for path in draw_figures(boards[0] if boards else None, names, entries, store, folder, out.suffix or ".pdf"):
+        click.echo(str(path.replace(out) if out.suffix else path))
+
+
+def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, list[Any]]:
+    """The store and what it holds; of the leaderboard no store, and the records of one board or of all."""
+    from rpbench.entries import read_store
+    from rpbench.published import published_boards, read_board, root_of
+    from rpbench.store import default_store
+
+    if given["leaderboard"]:
+        return None, [read_board(name) for name in ([board] if board else published_boards(root_of()))]
+    store = given["store"] or default_store()
+    if not store.is_dir():
+        raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
+    return store, [read_store(store)]
+
+
 def _sheets(given: dict[str, Any]) -> list[Any]:
     """The boards that are asked for, scored from a store or the published records."""
     from rpbench.board import board_names, expand, load_board
-    from rpbench.entries import read_store
+    from rpbench.entries import merged
     from rpbench.ranking import score
     from rpbench.selection import select
-    from rpbench.store import default_store
 
-    store = given["store"] or default_store()
-    if not given["leaderboard"] and not store.is_dir():
-        raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
-    found = None if given["leaderboard"] else read_store(store)
-    sheets = []
+    sheets, read = [], None
     for name in given["boards"] or board_names():
+        if read is None or given["leaderboard"]:
+            store, parts = _records(given, name)
+            read = merged(parts)
         plan = expand(load_board(name))
-        here = found or _published(name)
-        chosen = select(plan, here.entries, here.faults)
+        chosen = select(plan, read.entries, read.faults)
         if chosen.places or given["boards"]:
             sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
+    if not given["boards"]:  # cells are shared: what is merely touched says little
+        sheets = [sheet for sheet in sheets if sheet.ranked.rows] or sheets
     if not sheets:
         where = "the leaderboard" if given["leaderboard"] else f"store '{store}'"
         raise click.UsageError(f"{where} has no record of any board: rpbench sweep BOARD (rpbench list boards)")
     return sheets
-
-
-def _published(board: str) -> Any:
-    from rpbench.published import read_board
-
-    return read_board(board)
 
 
 @click.command()

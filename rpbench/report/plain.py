@@ -104,6 +104,11 @@ def row_json(row: Row, sheet: Sheet) -> dict[str, Any]:
         "matching": [
             {"task": task, "model": model} | crossing_json(found) for (task, model), found in row.matching.items()
         ],
+        "luck": {
+            stream: {"sd": number(v.var**0.5), "low": number(v.low**0.5), "high": number(v.high**0.5), "df": v.df}
+            for stream, v in row.luck.items()
+            if v is not None
+        },
         "cells": [cell_json(cell, keys) for cell in row.cells],
     }
 

@@ -22,7 +22,7 @@ from rpbench.report.words import (
     seconds,
     signed,
 )
-from rpbench.stats import seeds_needed
+from rpbench.stats import StreamVariance, seeds_needed
 
 Style = Literal["term", "md"]
 SHOWN = 10  # left-out records told one by one on a terminal
@@ -43,6 +43,8 @@ def board_text(sheet: Sheet, style: Style = "term", by: Literal["scheme", "model
         parts += _nets(sheet, style, escape)
         if matching := _matching(sheet, style, escape):
             parts += [matching]
+        if luck := _luck(sheet, style, escape):
+            parts += [luck]
     parts += _rest(sheet, style, escape)
     return "\n\n".join(part for part in parts if part)
 
@@ -199,6 +201,22 @@ def _matching(sheet: Sheet, style: Style, escape: Escape) -> str:
     title = f"Largest matching sparsity: within {margin} of {sheet.plan.board.reference}, with 95 % interval"
     table = _table(rows, ["scheme", *(net(n) for n in nets[:4])], ("left", *["right"] * len(nets[:4])), style)
     return _title(title, style) + "\n" * (1 + (style == "md")) + table
+
+
+def _luck(sheet: Sheet, style: Style, escape: Escape) -> str:
+    """The spread that each stream of random numbers makes alone, with its interval."""
+    streams = ("mask", "init", "order", "total")
+    rows = [(escape(row.label), *(_sd(row.luck.get(s)) for s in streams)) for row in sheet.rows if row.luck]
+    if not rows:
+        return ""
+    unit = "points" if sheet.metric.unit else sheet.metric.title
+    title = f"Where luck comes from: sd ({unit}) while one seed varies, with 95 % interval"
+    table = _table(rows, ["scheme", "mask", "init", "order", "together"], ("left", *["right"] * 4), style)
+    return _title(title, style) + "\n" * (1 + (style == "md")) + table
+
+
+def _sd(found: StreamVariance | None) -> str:
+    return "-" if found is None else f"{found.var**0.5:.2f} [{found.low**0.5:.2f}, {found.high**0.5:.2f}]"
 
 
 def _by_model(sheet: Sheet, style: Style, escape: Escape) -> str:
