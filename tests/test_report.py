@@ -1,0 +1,173 @@
+"""Reports: every format of a board, the same bytes from the same records, at most 80 columns on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import synthetic
+from click.testing import CliRunner
+
+from rpbench.board import Board, Wanted, expand
+from rpbench.cli import main
+
+TEXT = """
+name = "shown"
+version = 1
+summary = "rows of every kind"
+url = "https://example.org"
+seeds = [0, 1, 2]
+
+[[grids]]
+task = "digits"
+models = ["resnet8", "resnet8-32"]
+densities = [0.05, 0.1, 0.3]
+schemes = ["erk", "uniform", "er", "igq", "balanced", "snip"]
+"""
+FORMATS = ("term", "md", "csv", "csv-wide", "latex", "html", "json")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A board's file and a store: complete rows, an incomplete, an infeasible, a single-seed and a left-out one."""
+    folder = tmp_path_factory.mktemp("shown")
+    path, store = folder / "shown.toml", folder / "runs"
+    path.write_text(TEXT)
+    from rpbench.board import load_board
+
+    plan = expand(load_board(str(path)))
+    value = synthetic.noisy({"erk": -0.01, "uniform": -0.02, "er": -0.021, "igq": -0.012, "snip": -0.03})
+
+    def top1(w: Wanted) -> float | None:
+        told = value(w)
+        if w.label == "er" and w.context.density == 0.3 and w.seeds.run == 1:
+            return None
+        return told if w.label != "snip" or w.seeds.run == 0 else None
+
+    for w in plan.cells:
+        if w.label == "balanced" and w.context.density == 0.05:
+            gone = {"status": "infeasible", "error": "the least density is 0.07", "metrics": {}, "last": {}}
+            cell = synthetic.record(plan, w, 0.9, **gone)
+            synthetic.write(store, cell | {"metrics": {}, "last": {}})
+        elif (found := top1(w)) is not None:
+            synthetic.write(store, synthetic.record(plan, w, found))
+    off = synthetic.record(
+        plan, plan.cells[4], 0.9, run_id="off", protocol={"on": False, "overrides": {"recipe.lr": 1}}
+    )
+    synthetic.write(store, off)
+    return path, store
+
+
+def report(shown: tuple[Path, Path], *more: str) -> str:
+    done = CliRunner().invoke(main, ["report", str(shown[0]), "--store", str(shown[1]), *more])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_records_give_the_same_bytes(form: str, shown: tuple[Path, Path], tmp_path: Path) -> None:
+    first = report(shown, "--format", form)
+    copy = tmp_path / "copy"
+    for path in sorted(shown[1].glob("*/record.json"), reverse=True):
+        (copy / path.parent.name).mkdir(parents=True)
+        (copy / path.parent.name / "record.json").write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "rpbench", "report", str(shown[0]), "--store", str(copy), "--format", form]
+    other = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "PATH": "", "LANG": "C.UTF-8"},
+    )
+    assert other.returncode == 0, other.stderr
+    assert other.stdout == first
+    for name in ("erk", "uniform", "igq", "snip"):
+        assert name in first
+
+
+def test_a_terminal_has_eighty_columns(shown: tuple[Path, Path]) -> None:
+    for more in ((), ("--by", "model"), ("--order", "flops"), ("--metric", "ece"), ("--metric", "nll")):
+        text = report(shown, *more)
+        assert max(len(line) for line in text.splitlines()) <= 80, more
+    text = report(shown)
+    for told in ("snip (1 seed)", "er: digits resnet8 0.3: seed 1", "the least density is 0.07",
+                 "off protocol: recipe.lr=1", "On the 4 cells of 6 that are feasible for all", "Largest matching sparsity", "seed sd"):  # fmt: skip
+        assert told in " ".join(text.split())
+
+
+def test_csv_can_be_read(shown: tuple[Path, Path]) -> None:
+    rows = list(csv.DictReader(io.StringIO(report(shown, "--format", "csv"))))
+    assert {row["row"] for row in rows} == {"dense", "erk", "uniform", "er", "igq", "balanced", "snip"}
+    assert all(0 < float(row["top1"]) < 1 for row in rows)
+    wide = list(csv.DictReader(io.StringIO(report(shown, "--format", "csv-wide"))))
+    assert [row["row"] for row in wide][:2] == ["erk", "igq"]
+    assert float(wide[0]["gap_low"]) < float(wide[0]["gap"]) < float(wide[0]["gap_high"]) < 0
+    assert next(row for row in wide if row["row"] == "er")["lacks"].endswith("seed 1")
+
+
+def test_json_says_everything(shown: tuple[Path, Path]) -> None:
+    told = json.loads(report(shown, "--format", "json"))
+    assert told["schema"] == "rpbench.report/1"
+    assert [row["label"] for row in told["ranked"]["rows"]][:2] == ["erk", "igq"]
+    assert told["left_out"][0]["record"] == "off"
+    assert told["common"]["rows"]
+    ranks = {row["label"]: row["rank"] for row in told["ranked"]["rows"]}
+    assert ranks["uniform"][0] > ranks["erk"][0]
+
+
+def test_latex_marks_the_best(shown: tuple[Path, Path]) -> None:
+    text = report(shown, "--format", "latex")
+    assert text.count(r"\begin{table}") == 2
+    assert text.count(r"\textbf{\num{") >= 6
+    assert text.count(r"\underline{\num{") >= 6
+    for told in (r"\usepackage{booktabs}", r"\usepackage{siunitx}", "@inproceedings{liu2022", "n = 3 seeds", "95 \\%"):
+        assert told in text
+    assert text.count("{") == text.count("}")
+
+
+def test_a_report_is_written_whole_or_not_at_all(shown: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "report.md"
+    report(shown, "--format", "md", "--out", str(out))
+    assert out.read_text().startswith("## shown@1: rows of every kind")
+    done = CliRunner().invoke(
+        main, ["report", str(shown[0]), "--store", str(shown[1]), "--out", str(tmp_path / "no" / "x.md")]
+    )
+    assert done.exit_code == 2
+    assert "cannot be written" in done.output
+
+
+def test_figures(shown: tuple[Path, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["report", "--store", str(shown[1]), "--figure", "digits", "--out", str(tmp_path / "f.svg")]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "f.svg").read_text().startswith("<?xml")
+    for wrong, told in ((["--figure", "fig99"], "no figure 'fig99'"), (["--figure", "fig1", "--out", "x.gif"], ".gif")):
+        done = CliRunner().invoke(main, ["report", "--store", str(shown[1]), *wrong])
+        assert done.exit_code == 2
+        assert told in done.output
+
+
+def test_where_luck_comes_from(tmp_path: Path) -> None:
+    plan = expand(Board.model_validate(
+        synthetic.board(grid={"vary": ("mask", "init", "order"), "schemes": ("erk",), "densities": (0.1,)},
+                        seeds=tuple(range(8))).model_dump()))  # fmt: skip
+    from rpbench.entries import read_store
+    from rpbench.ranking import score
+    from rpbench.report.tables import board_text
+    from rpbench.selection import select
+
+    synthetic.fill(tmp_path, plan, lambda w: 0.9 + 0.01 * (w.seeds.mask % 3) + 0.001 * (w.seeds.init % 3))
+    found = score(plan, select(plan, read_store(tmp_path).entries))
+    (row,) = found.rows
+    mask, init, order = (row.luck[name] for name in ("mask", "init", "order"))
+    assert mask is not None
+    assert init is not None
+    assert order is not None
+    assert mask.var == pytest.approx(100 * init.var)
+    assert order.var == pytest.approx(0, abs=1e-12)
+    assert "Where luck comes from" in board_text(found)
