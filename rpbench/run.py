@@ -346,7 +346,12 @@ class _Work:
         self.progress.start(recipe.epochs, learner.order.steps, recipe.batch, state)
         work = Fit(learner, engine, self._validate, keeper, self.progress)
         with noted_signals() if self.caught is None else nullcontext(self.caught) as caught:
-            yield from training(work, state, caught)
+            try:
+                yield from training(work, state, caught)
+            except RuntimeError:
+                if caught:  # of decode processes that have died of the same signal
+                    raise Interrupted(caught[-1]) from None
+                raise
         return learner.track
 
     def _describe_masks(self, drawn: dict[str, torch.Tensor]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+
+from rpbench.cell import ask
+from rpbench.errors import Interrupted
+from rpbench.machine import Processes
+from rpbench.progress import Quiet
+from rpbench.run import Wish, run_cell
 
 Invoke = Callable[..., Result]
 
@@ -91,6 +98,40 @@ def test_killed_and_resumed(alone: Path, tmp_path: Path, asked: list[str], invok
     assert invoke("run", *asked, "--workers", "0", "--store", str(tmp_path)).exit_code == 0
     assert read(tmp_path / alone.name)["metrics"] == read(alone)["metrics"]
     assert (tmp_path / alone.name / "curve.jsonl").read_text() == (alone / "curve.jsonl").read_text()
+
+
+def test_a_signal_to_all_processes_of_a_run_is_an_interruption(tmp_path: Path, asked: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rpbench", "run", *asked, "--set", "recipe.epochs=500", "--workers", "2",
+         "--store", str(tmp_path)],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
+        time.sleep(0.01)
+    time.sleep(0.3)  # into the next epoch
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM" in said
+    assert not list(tmp_path.glob("*/record.json"))
+
+
+def test_an_error_after_a_signal_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a decode process dies of the signal before it can hear it."""
+
+    def training(work: Any, state: Any, caught: list[int]) -> Iterator[None]:
+        yield
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    monkeypatch.setattr("rpbench.run.training", training)
+    stopped = True
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run_cell(ask(), Wish(store=tmp_path), Quiet(), Processes())
+    assert not list(tmp_path.glob("*/record.json"))
+    stopped = False
+    assert run_cell(ask(), Wish(store=tmp_path), Quiet(), Processes()).record.status == "failed"
 
 
 def test_two_processes_share_the_images(alone: Path, tmp_path: Path, asked: list[str]) -> None:

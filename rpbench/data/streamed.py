@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from rpbench.errors import DataError
 from rpbench.task import Augment, Data, ImageSet
 
 Labels = NDArray[np.int64]
+STAY = 20  # seconds: less than the 30 between SLURM's SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,18 @@ def _loaded(dataset: _Batches, parts: list[list[int]], workers: int) -> Iterator
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
+        worker_init_fn=_stay,
     )
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def _stay(_: int) -> None:
+    """A request to stop may reach every process of a job: the training needs images up to the step after which it keeps
+    its checkpoint, so a worker goes on for a while."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STAY))
 
 
 def _as_it_is(batch: Any) -> Any:
