@@ -112,6 +112,6 @@ def _round_down(x: float) -> float:
 class Interrupted(RpbenchError):
     """A signal asked the run to stop; everything up to here is in the checkpoint."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, text: str = "") -> None:
         self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        super().__init__(text or f"stopped by {signal.Signals(number).name}; the same command goes on from here")

@@ -95,5 +95,13 @@ def alive(folder: Path, cell: dict[str, Any], done: Callable[[], float]) -> Iter
 def signs(store: Path) -> Iterator[tuple[str, Sign]]:
     """(run id, last sign of life) of every cell of a store that is unfinished, or being worked on again."""
     for path in sorted(store.glob(f"*/{NAME}")):
-        with contextlib.suppress(OSError, ValidationError):
-            yield path.parent.name, Sign.model_validate_json(path.read_text())
+        if sign := read_sign(path.parent):
+            yield path.parent.name, sign
+
+
+def read_sign(folder: Path) -> Sign | None:
+    """The last sign of life in a cell's folder; None where there is none that can be read."""
+    try:
+        return Sign.model_validate_json((folder / NAME).read_text())
+    except (OSError, ValidationError):
+        return None

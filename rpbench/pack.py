@@ -66,8 +66,16 @@ class Watch(Protocol):
         ...
 
 
-def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Watch, apart: bool = False) -> list[End]:
-    """Run cells in the way of this machine: `slots` lanes on each GPU, else `slots` processes that divide the threads.
+def run_packed(
+    asked: Sequence[Asked],
+    wish: Wish,
+    slots: int | None,
+    watch: Watch,
+    apart: bool = False,
+    cores: int | None = None,
+) -> list[End]:
+    """Run cells in the way of this machine: `slots` lanes on each GPU, else `slots` processes that divide the cores
+    (those that this process may use, unless told how many).
 
     Several GPUs have a process each; `apart` gives one to a single GPU too, so that a crash takes no other cell.
     Raises UsageError for a cell that cannot be asked for before any is run; Interrupted after a signal.
@@ -79,7 +87,8 @@ def run_packed(asked: Sequence[Asked], wish: Wish, slots: int | None, watch: Wat
     processes = Processes()
     if processes.world > 1:
         raise UsageError(f"{len(cells)} cells are run at once by one process, not by {processes.world}: no launcher")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes.device.type == "cuda":
         import torch
 

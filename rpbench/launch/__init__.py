@@ -1,0 +1,1 @@
+"""Cells on machines that somebody else hands out."""
