@@ -30,7 +30,7 @@ LAYERS = [
     ["step"],
     ["comparison", "published"],
     ["report.render"],
-    ["report.figures"],
+    ["report.page", "report.figures"],
     ["report.latex"],
     ["report.sheets", "report.tables"],
     ["report.plain", "report.words", "report.states", "report.series"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = {".py", ".toml", ".typed", ".json", ".html", ".css", ".js"}
 SHELVES = {"tasks": "rpbench/tasks", "baselines": "rpbench/baselines", "rpbench": "rpbench"}
 
 
@@ -28,7 +29,7 @@ def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
         f"{inside}/{path.relative_to(ROOT / outside).as_posix()}"
         for outside, inside in SHELVES.items()
         for path in (ROOT / outside).rglob("*")
-        if path.suffix in {".py", ".toml", ".typed", ".json"} and "__pycache__" not in path.parts
+        if path.suffix in SHIPPED and "__pycache__" not in path.parts
     }
     assert wanted <= shipped
     assert {name for name in shipped if "leaderboard" not in name and not name.endswith(".md")} <= wanted
