@@ -142,7 +142,7 @@ def page_of(root: Path) -> str:
     from rpbench.report.page import page
     from rpbench.report.reported import reported
 
-    return page(_sheets(root, published_boards(root)), reported())
+    return page(_sheets(root, published_boards(root)), [vars(r) for r in reported()])
 
 
 def _sheets(root: Path, boards: Sequence[str]) -> list[Any]:

@@ -94,8 +94,15 @@ def test_a_terminal_has_eighty_columns(shown: tuple[Path, Path]) -> None:
         text = report(shown, *more)
         assert max(len(line) for line in text.splitlines()) <= 80, more
     text = report(shown)
-    for told in ("snip (1 seed)", "er: digits resnet8 0.3: seed 1", "the least density is 0.07",
-                 "off protocol: recipe.lr=1", "On the 4 cells of 6 that are feasible for all", "Largest matching sparsity", "seed sd"):  # fmt: skip
+    for told in (
+        "snip (1 seed)",
+        "er: digits resnet8 0.3: seed 1",
+        "the least density is 0.07",
+        "off protocol: recipe.lr=1",
+        "On the 4 cells of 6 that are feasible for all",
+        "Largest matching sparsity",
+        "seed sd",
+    ):
         assert told in " ".join(text.split())
 
 

@@ -33,10 +33,28 @@ def choice_options(command: Command) -> Command:
     return command
 
 
+def slurm_options(command: Command) -> Command:
+    for option in reversed(
+        [
+            click.option("--partition", help="slurm: a partition.  [default: the cluster's]"),
+            click.option("--minutes", type=int, default=60, show_default=True, help="slurm: time limit of a job."),
+            click.option("--cpus", type=int, default=1, show_default=True, help="slurm: cores of a job."),
+            click.option("--gpus", type=int, default=0, show_default=True, help="slurm: GPUs of a job."),
+            click.option("--memory", type=float, metavar="GB", help="slurm: memory of a job."),
+            click.option("--parallelism", type=int, default=64, show_default=True, help="slurm: jobs at a time."),
+            click.option("--pack", type=int, default=1, show_default=True, help="slurm: cells in a job, at once."),
+            click.option("--slurm", "extra", multiple=True, metavar="KEY=VALUE", help="slurm: another sbatch option."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("board")
 @choice_options
 @click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@slurm_options
 @click.option("--slots", type=click.IntRange(1), help="Cells at once.  [default: one a core, or 4 a GPU]")
 @click.option("--retry", is_flag=True, help="Run failed and outdated cells again.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be run, and how long it may take.")
@@ -54,6 +72,7 @@ def sweep(**given: Any) -> None:
     rpbench sweep digits                       minutes on two cores
     rpbench sweep digits --scheme ./mine.py    a scheme of your own in the same table
     rpbench sweep fig1 --model resnet20 --dry-run
+    rpbench sweep fig1 --launcher slurm --partition gpu --gpus 1 --cpus 4 --minutes 240 --pack 4
     """
     from rpbench.store import default_store
     from rpbench.sweep import guess
@@ -65,6 +84,9 @@ def sweep(**given: Any) -> None:
     at, entries = _survey(plan, store)
     todo = at.to_run(given["retry"])
     slots = given["slots"] or _slots()
+    if given["launcher"] == "slurm":
+        slots = given["parallelism"] * given["pack"]
+        todo = _with_jobs(at, todo, store)
     expected = guess(todo, entries)
     if given["form"] != "json":
         click.echo(_announcement(at, todo, expected, min(slots, max(1, len(todo)))), err=True)
@@ -166,12 +188,29 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
     return any(end.outcome is None or end.outcome.record.status == "failed" for end in ends)
 
 
+def _with_jobs(at: Survey, todo: list[At], store: Path) -> list[At]:
+    """What is to be run, and what SLURM runs already: that is watched."""
+    from rpbench.launch.slurm import in_jobs
+
+    running = [one for one in at.cells if one.state == "running"]
+    queued = in_jobs([one.wanted.asked for one in running], store) if running else []
+    watched = [one for one, job in zip(running, queued, strict=True) if job]
+    return [one for one in at.cells if one in todo or one in watched]
+
+
 def _launch(part: list[At], wish: Wish, done: int, given: dict[str, Any]) -> list[Any]:
     from rpbench.pack import run_packed
     from rpbench.progress import Several
 
     watch = Several([one.name for one in part], sys.stderr.isatty(), done)
     try:
+        if given["launcher"] == "slurm":
+            from rpbench.launch.slurm import SlurmOptions, read_extra, run_slurm
+
+            names = ("partition", "minutes", "cpus", "gpus", "memory", "parallelism", "pack")
+            options = SlurmOptions(**{name: given[name] for name in names}, extra=read_extra(given["extra"]))
+            asked = [one.wanted.asked for one in part]
+            return run_slurm(asked, wish, options, watch, lambda text: click.echo(text, err=True))
         return run_packed([one.wanted.asked for one in part], wish, given["slots"], watch, apart=True)
     finally:
         watch.close()

@@ -28,8 +28,9 @@ def render(sheets: Sequence[Sheet], form: Format, by: Literal["scheme", "model"]
         return "\n".join(board_latex(sheet) for sheet in sheets)
     if form == "html":
         from rpbench.report.page import page
+        from rpbench.report.reported import reported
 
-        return str(page(sheets))
+        return page(sheets, [vars(r) for r in reported()])
     from rpbench.report.tables import board_text
 
     between = "\n\n" if form == "md" else f"\n\n{'=' * 80}\n\n"
