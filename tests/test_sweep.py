@@ -20,7 +20,7 @@ from rpbench.board import expand
 from rpbench.cli import main
 from rpbench.entries import read_store
 from rpbench.heartbeat import NAME, Sign, alive, signs
-from rpbench.sweep import guess, survey, tally
+from rpbench.sweep import guess, survey, tally, tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,6 +135,15 @@ def test_outdated_records_are_told(tmp_path: Path) -> None:
     assert "stale" in old.note
     assert old in at.to_run(retry=True)
     assert old not in at.to_run(retry=False)
+
+
+def test_a_board_of_gradient_norms_wants_them_noted(tmp_path: Path) -> None:
+    plan = synthetic.plan(track="gradient-flow")
+    synthetic.fill(tmp_path, plan, lambda w: 0.9)
+    (tmp_path / read_store(tmp_path).entries[0].place / "gradient_flow.jsonl").write_text("{}")
+    at = tracked(survey(plan, read_store(tmp_path), []), tmp_path)
+    assert tally(at.cells) == {"finished": 1, "outdated": len(plan.cells) - 1}
+    assert tracked(survey(synthetic.plan(), read_store(tmp_path), []), tmp_path).count("outdated") == 0
 
 
 def asked(plan: Any, index: int) -> dict[str, Any]:

@@ -132,10 +132,10 @@ def _plan(given: dict[str, Any]) -> Plan:
 def _survey(plan: Plan, store: Path) -> tuple[Survey, list[Any]]:
     from rpbench.entries import read_store
     from rpbench.heartbeat import signs
-    from rpbench.sweep import survey
+    from rpbench.sweep import survey, tracked
 
     found = read_store(store)
-    return survey(plan, found, signs(store)), found.entries
+    return tracked(survey(plan, found, signs(store)), store), found.entries
 
 
 def _slots() -> int:
