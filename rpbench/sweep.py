@@ -68,6 +68,20 @@ def survey(plan: Plan, found: Found, signs: Iterable[tuple[str, Sign]]) -> Surve
     return Survey(plan, tuple(_at(w, chosen.places.get(w.who, {}).get(w.context), living, old) for w in plan.cells))
 
 
+def tracked(at: Survey, store: Path) -> Survey:
+    """The survey of a board that wants gradient norms: cells that were trained without noting them are outdated."""
+    if at.plan.board.track == "none":
+        return at
+    missing = "trained without noting gradient norms, which this board wants"
+    cells = [
+        one._replace(state="outdated", note=missing)
+        if one.state == "finished" and not (store / one.where / "gradient_flow.jsonl").is_file()
+        else one
+        for one in at.cells
+    ]
+    return Survey(at.plan, tuple(cells))
+
+
 def _at(w: Wanted, place: Place | None, living: dict[str, tuple[str, Sign]], old: dict[str, tuple[str, str]]) -> At:
     key = _key(w.context, w.who.scheme, w.who.args, w.who.sampler, w.who.sampler_args, w.seeds, w.asked["precision"])
     if key in living:
