@@ -127,11 +127,11 @@ def _legend(sheet: Sheet, block: Block) -> str:
         "gaps, in points. rank: ties share one, with the places that the data allow. next: so much above the next "
         "row, * where separated (Holm over all pairs, 5 %).",
     ]
-    if block.pooled is not None:
+    if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
         sd, cells = block.pooled.var**0.5, len(block.contexts)
         lines.append(
-            f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom)"
-            + (f"; a difference of 0.5 between two rows takes {seeds_needed(0.5, sd, cells)} seeds" if sd else "")
+            f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom); a difference of 0.5 "
+            f"between two rows takes {seeds_needed(0.5, sd, cells)} seeds"
         )
     return "\n".join(line for text in lines for line in _wrapped(text))
 
