@@ -44,11 +44,11 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     left: list[Fault] = list(faults)
     prunable: dict[tuple[str, str], int] = {}
     shelved = Shelved.now()
+    compared = set(plan.contexts)
+    mine = [e for e in entries if (e.task, e.model, e.density) in (wanted if e.scheme == reference else compared)]
     # the reference first: whose net another record must have
-    for e in sorted(entries, key=lambda e: (e.scheme != reference, e.run_id, e.place)):
+    for e in sorted(mine, key=lambda e: (e.scheme != reference, e.run_id, e.place)):
         context = Context(e.task, e.model, e.density)
-        if context not in (wanted if e.scheme == reference else plan.contexts):
-            continue
         who = who_of(e, shelved)
         place = places.get(who, {}).get(context, Place())
         why = _objection(plan, e, shelved)

@@ -130,8 +130,8 @@ def _legend(sheet: Sheet, block: Block) -> str:
     if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
         sd, cells = block.pooled.var**0.5, len(block.contexts)
         lines.append(
-            f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom); a difference of 0.5 "
-            f"between two rows takes {seeds_needed(0.5, sd, cells)} seeds"
+            f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom); "
+            f"a difference of 0.5 between two rows takes {seeds_needed(0.5, sd, cells)} seeds"
         )
     return "\n".join(line for text in lines for line in _wrapped(text))
 
