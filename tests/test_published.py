@@ -120,3 +120,15 @@ def test_reports_read_the_leaderboard(tmp_path: Path, monkeypatch: pytest.Monkey
     done = CliRunner().invoke(main, ["report", "--leaderboard"])
     assert done.exit_code == 0, done.output
     assert "digits@1" in done.output
+
+
+def test_own_rows_stand_beside_the_published(tmp_path: Path) -> None:
+    """A scheme of one's own is swept alone, and has its place in the published table."""
+    plan = expand(load_board("digits"))
+    mine = [w._replace(who=w.who._replace(scheme="mine", source="1" * 64)) for w in plan.cells if w.label == "erk"]
+    for w in mine:
+        synthetic.write(tmp_path, synthetic.record(plan, w, 0.97, run_id=f"mine-{w.context.density:g}-{w.seeds.run}"))
+    done = CliRunner().invoke(main, ["report", "digits", "--leaderboard", "--store", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "has 100,000 prunable weights" in done.output  # of another net than the published: left out, and told
+    assert CliRunner().invoke(main, ["report", "digits", "--leaderboard", "--format", "csv"]).exit_code == 0

@@ -70,9 +70,9 @@ def sweep(**given: Any) -> None:
 
     \b
     rpbench sweep digits                       minutes on two cores
-    rpbench sweep digits --scheme ./mine.py    a scheme of your own in the same table
+    rpbench sweep digits --scheme ./mine.py    your own scheme in the same table
     rpbench sweep fig1 --model resnet20 --dry-run
-    rpbench sweep fig1 --launcher slurm --partition gpu --gpus 1 --cpus 4 --minutes 240 --pack 4
+    rpbench sweep fig1 --launcher slurm --gpus 1 --cpus 4 --pack 4
     """
     from rpbench.store import default_store
     from rpbench.sweep import guess
@@ -252,7 +252,7 @@ def _show_all(store: Path, form: str) -> None:
 @click.command()
 @click.argument("boards", nargs=-1)
 @store_option
-@click.option("--leaderboard", is_flag=True, help="The published records instead of a store's.")
+@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
 @click.option("--metric", help="Score by this metric, as ece or robust/fgsm-8.  [default: the board's]")
 @click.option(
     "--order",
@@ -274,6 +274,7 @@ def report(**given: Any) -> None:
 
     \b
     rpbench report digits
+    rpbench report digits --leaderboard --store runs     your rows beside the published
     rpbench report digits --format html --out digits.html
     rpbench report --by model fig1
     rpbench report --figure fig1 --figure fig3
@@ -320,17 +321,21 @@ def _draw(given: dict[str, Any]) -> None:
 
 
 def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, list[Any]]:
-    """The store and what it holds; of the leaderboard no store, and the records of one board or of all."""
-    from rpbench.entries import read_store
+    """The store and what it holds; or the published records of one board or of all, beside a store that is named."""
+    from rpbench.entries import Found, read_store
     from rpbench.published import published_boards, read_board, root_of
     from rpbench.store import default_store
 
-    if given["leaderboard"]:
-        return None, [read_board(name) for name in ([board] if board else published_boards(root_of()))]
-    store = given["store"] or default_store()
-    if not store.is_dir():
+    store = given["store"] if given["leaderboard"] else given["store"] or default_store()
+    if store is not None and not store.is_dir():
         raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
-    return store, [read_store(store)]
+    found = [read_store(store)] if store is not None else []
+    if given["leaderboard"]:
+        own = {e.run_id for part in found for e in part.entries}
+        for name in [board] if board else published_boards(root_of()):
+            published = read_board(name)
+            found.append(Found([e for e in published.entries if e.run_id not in own], published.faults))
+    return store, found
 
 
 def _sheets(given: dict[str, Any]) -> list[Any]:
@@ -362,7 +367,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
 @click.argument("b")
 @click.option("--board", "boards", multiple=True, help="On this board.  [default: every board that has both]")
 @store_option
-@click.option("--leaderboard", is_flag=True, help="The published records instead of a store's.")
+@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
 @click.option("--metric", help="By this metric, as ece or robust/fgsm-8.  [default: the board's]")
 @format_option("term", "json")
 def compare(**given: Any) -> None:
