@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,16 +107,27 @@ def read_store(store: Path) -> Found:
     found, changed = Found(), False
     for name, stamp in _stamps(store):
         row = known.get(name)
-        if row is None or row["stamp"] != stamp:
+        usable = _use(row, name, found) if isinstance(row, dict) and row.get("stamp") == stamp else False
+        if not usable:
             row, changed = {"stamp": stamp} | _read(store / name / "record.json", name), True
+            _use(row, name, found)
+        assert row is not None
         seen[name] = row
-        if "why" in row:
-            found.faults.append(Fault(name, row["why"]))
-        else:
-            found.entries.append(_entry(row["entry"]))
     if changed or len(seen) != len(known):
         _keep_index(store, seen)
     return found
+
+
+def _use(row: dict[str, Any], name: str, found: Found) -> bool:
+    """Add an index row to what was found; False for one that cannot be used, as an edited index may have."""
+    try:
+        if "why" in row:
+            found.faults.append(Fault(name, str(row["why"])))
+        else:
+            found.entries.append(_entry(row["entry"]))
+    except (KeyError, TypeError, IndexError):
+        return False
+    return True
 
 
 class Line(NamedTuple):
@@ -310,7 +322,10 @@ def _out_of_range(name: str, value: float) -> str:
 def _read(path: Path, name: str) -> dict[str, Any]:
     """An index row of a record's file: {"entry": ...} or {"why": ...}."""
     try:
-        size = path.stat().st_size
+        told = path.stat()
+        size = told.st_size
+        if not stat.S_ISREG(told.st_mode):
+            return {"why": "is no file"}
         if size > LARGEST:
             return {"why": f"is {size / 2**20:.1f} MB large: records have at most {LARGEST // 2**20} MB"}
         found = entry(parse(path.read_text()), name)
@@ -333,10 +348,10 @@ def _stamps(store: Path) -> Iterator[tuple[str, list[int]]]:
     root = str(store)
     for name in folders:
         try:
-            stat = os.stat(f"{root}/{name}/record.json")
+            told = os.stat(f"{root}/{name}/record.json")
         except OSError:
             continue
-        yield name, [stat.st_mtime_ns, stat.st_size]
+        yield name, [told.st_mtime_ns, told.st_size]
 
 
 def _index(store: Path) -> dict[str, dict[str, Any]]:

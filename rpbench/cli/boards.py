@@ -287,6 +287,12 @@ def report(**given: Any) -> None:
 
     sheets = _sheets(given)
     text = render(sheets, given["form"], given["by"])
+    if given["form"].startswith("csv") or given["form"] == "latex":  # the others have a place for them
+        from rpbench.report.words import plain
+
+        for sheet in sheets:
+            for fault in sheet.left_out:
+                click.echo(f"left out: {plain(fault.place)}: {plain(fault.why)}", err=True)
     if given["out"] is None:
         click.echo(text, nl=not text.endswith("\n"))
         return

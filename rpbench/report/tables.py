@@ -25,7 +25,6 @@ from rpbench.report.words import (
 from rpbench.stats import StreamVariance, seeds_needed
 
 Style = Literal["term", "md"]
-SHOWN = 10  # left-out records told one by one on a terminal
 WIDTH = 80
 
 
@@ -256,9 +255,9 @@ def _lacking(row: Row, escape: Escape, style: Style) -> str:
 
 
 def _left(faults: Sequence[Fault], style: Style, escape: Escape) -> list[str]:
-    most = SHOWN if style == "term" else len(faults)
-    lines = [f"{escape(f.place)}: {escape(f.why)}" for f in faults[:most]]
-    return [*lines, f"{len(faults) - most} more (--format json has all)"] if len(faults) > most else lines
+    """A line for each record that is left out; a terminal has room for their beginnings."""
+    lines = [f"{escape(f.place)}: {escape(f.why)}" for f in faults]
+    return lines if style == "md" else [line if len(line) <= WIDTH - 2 else f"{line[: WIDTH - 5]}..." for line in lines]
 
 
 def _list(title: str, lines: Sequence[str], style: Style) -> str:
