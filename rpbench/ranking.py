@@ -38,6 +38,7 @@ from rpbench.streams import Seeds
 Order = Literal["params", "flops"]
 State = Literal["ok", "partial", "missing", "infeasible", "failed"]
 Net = tuple[str, str]  # task, model
+SINGLE = "1 seed"  # the mark of rows that are placed by the board's first seed alone
 LOWER_IS_BETTER = ("ece", "nll", "brier", "fpr95")
 
 
@@ -163,6 +164,11 @@ class Sheet:
         """Every row with a record, ranked ones first."""
         return (*self.ranked.rows, *self.incomplete)
 
+    @property
+    def seeded(self) -> tuple[Row, ...]:
+        """Ranked rows that have every seed of the board."""
+        return tuple(row for row in self.ranked.rows if SINGLE not in row.marks)
+
 
 @dataclass(frozen=True)
 class _Reference:
@@ -198,7 +204,11 @@ def score(plan: Plan, selection: Selection, metric: str = "", order: Order = "pa
     infeasible = [row for row in rows if not row.lacks and row not in complete]
     incomplete = [row for row in rows if row.lacks]
     every = plan.contexts
-    ranked, short = _block(f"all {len(every)} cells", plan, every, complete, reference, shown, order)
+    levels = _levels(plan, every)
+    title = f"all {len(every)} cells"
+    if order == "flops":
+        title = f"{', '.join(f'{level:.0%}' for level in sorted(levels))} of dense FLOPs"
+    ranked, short = _block(title, plan, every, complete, reference, shown, order)
     incomplete += short
     common = None
     if infeasible:
@@ -309,7 +319,7 @@ def _row(
     alone = [len(c.seeds) == 1 < len(seeds[c.context]) for c in cells if c.state == "ok"]
     if any(alone) and not all(alone):
         lacks += [_lack(c) for c, one in zip((c for c in cells if c.state == "ok"), alone, strict=True) if one]
-    marks = ["1 seed"] if alone and all(alone) else []
+    marks = [SINGLE] if alone and all(alone) else []
     skipped = sorted({s for c in cells for e in c.entries for s in e.skipped})
     marks += [f"without {', '.join(skipped)}"] if skipped else []
     worlds = {e.world_size for c in cells for e in c.entries if e.world_size > 1}
@@ -370,6 +380,11 @@ def weights(
             found.reference[c[:2]] = found.reference.get(c[:2], 0.0) - each
         return found
     return _flops_weights(row, contexts, levels)
+
+
+def _levels(plan: Plan, contexts: Sequence[Context]) -> tuple[float, ...]:
+    """The fractions of dense FLOPs at which rows are compared: the board's, else its densities."""
+    return plan.board.flops or tuple(dict.fromkeys(c.density for c in contexts))
 
 
 def _flops_weights(row: Row, contexts: Sequence[Context], levels: Sequence[float]) -> Weights | str:
@@ -468,7 +483,7 @@ def _block(
     """Rank rows on contexts that all of them have; rows that do not reach what is compared are given back."""
     groups = _Groups(metric, reference)
     paired = plan.board.pairing == "seed"
-    levels = plan.board.flops or tuple(dict.fromkeys(c.density for c in contexts))
+    levels = _levels(plan, contexts)
     weighed: list[tuple[Row, Weights]] = []
     short: list[Row] = []
     for row in rows if contexts else ():
@@ -485,7 +500,7 @@ def _block(
         # a single-seed row has no noise of its own: it takes that of the block
         nets = {c[:2] for c in w.own}
         own = pool([*_spread([(row, w)], groups), *(g for n in nets if (g := _first(groups.reference(n))))])
-        noise = everyone if "1 seed" in row.marks else own
+        noise = everyone if SINGLE in row.marks else own
         scored.append((row, w, _estimate([(row, w, 1.0)], reference, groups, noise, paired)))
     absolute = {id(row): _absolute(row, w, groups) for row, w, _ in scored}
     scored.sort(key=lambda s: (-metric.sign * (absolute[id(s[0])] or 0.0), s[0].label))
@@ -498,9 +513,9 @@ def _block(
     tested = [e.p for *_, e in scored if e is not None and e.p is not None]
     adjusted = iter(holm(tested))
     done, by_metric = [], {key: _Groups(metric_of(key), reference) for key in _keys([row for row, *_ in scored])}
-    for (row, _, e), place in zip(scored, places, strict=True):
+    for (row, w, e), place in zip(scored, places, strict=True):
         p = next(adjusted) if e is not None and e.p is not None else None
-        axes = _axes_of(row, contexts, reference, by_metric, paired)
+        axes = _axes_of(row, w, reference, by_metric, paired)
         done.append(_with(row, score=e, p=p, rank=place, axes=axes))
     steps = tuple(_turned(pairs.get((i, i + 1)), metric.sign) for i in range(len(done) - 1))
     flags = tuple(bool(apart.get((i, i + 1))) for i in range(len(done) - 1))
@@ -533,11 +548,9 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _axes_of(
-    row: Row, contexts: tuple[Context, ...], reference: _Reference, by_metric: Mapping[str, _Groups], paired: bool
+    row: Row, w: Weights, reference: _Reference, by_metric: Mapping[str, _Groups], paired: bool
 ) -> dict[str, Estimate | None]:
-    """The gap to the reference by every metric that the row's records have, over the same cells."""
-    w = weights(row, contexts, reference, "params", ())
-    assert isinstance(w, Weights)
+    """The gap to the reference by every metric that the row's records have, weighted as the score is."""
     found = {}
     for key, groups in by_metric.items():
         spread = [*_spread([(row, w)], groups), *(g for n in w.reference if (g := _first(groups.reference(n))))]

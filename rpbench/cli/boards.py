@@ -361,7 +361,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
         if chosen.places or given["boards"]:
             sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
     if not given["boards"]:  # cells are shared: what is merely touched says little
-        sheets = [sheet for sheet in sheets if sheet.ranked.rows] or sheets
+        sheets = [sheet for sheet in sheets if sheet.seeded] or sheets
     if not sheets:
         where = "the leaderboard" if given["leaderboard"] else f"store '{store}'"
         raise click.UsageError(f"{where} has no record of any board: rpbench sweep BOARD (rpbench list boards)")
@@ -371,7 +371,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--board", "boards", multiple=True, help="On this board.  [default: every board that has both]")
+@click.option("--board", "boards", multiple=True, help="On this board.  [default: every board that ranks both]")
 @store_option
 @click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
 @click.option("--metric", help="By this metric, as ece or robust/fgsm-8.  [default: the board's]")
@@ -391,10 +391,9 @@ def compare(**given: Any) -> None:
     a, b = given["a"], given["b"]
     sheets = _sheets(given | {"order": "params"})
     store = None if given["leaderboard"] else given["store"] or default_store()
-    found = []
-    for sheet in sheets:
-        if given["boards"] or {a, b} <= {row.label for row in sheet.rows}:
-            found.append(compared(sheet, a, b, store))
+    have = [sheet for sheet in sheets if {a, b} <= {row.label for row in sheet.rows}]
+    ranked = [sheet for sheet in have if {a, b} <= {row.label for row in sheet.seeded}]
+    found = [compared(sheet, a, b, store) for sheet in (sheets if given["boards"] else ranked or have)]
     if not found:
         known = sorted({row.label for sheet in sheets for row in sheet.rows})
         for name in (a, b):

@@ -121,8 +121,9 @@ def _narrow(sheet: Sheet) -> list[str]:
 
 
 def _legend(sheet: Sheet, block: Block) -> str:
+    where = "at" if sheet.order == "flops" else "over"
     lines = [
-        f"gap: mean over {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
+        f"gap: mean {where} {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
         "gaps, in points. rank: ties share one, with the places that the data allow. next: so much above the next "
         "row, * where separated (Holm over all pairs, 5 %).",
     ]
