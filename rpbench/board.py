@@ -406,3 +406,13 @@ def board_hash(board: Board) -> str:
     """sha256 of everything in a board's definition that decides what is compared."""
     content = board.model_dump(mode="json", exclude={"summary", "url", "figures"})
     return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def grid_faults(grid: Grid) -> list[str]:
+    """What of a grid names nothing that exists, each with its key."""
+    return list(_faults(grid))
+
+
+def own_density(scheme: str) -> float | None:
+    """The only density that a scheme is defined for (`dense`: 1), None for one that takes any."""
+    return _told(scheme)[0]

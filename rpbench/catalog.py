@@ -1,4 +1,5 @@
-"""Names -> things: schemes, samplers, tasks, boards, image sets, attacks. Adding a file adds a name; there is no list.
+"""Names -> things: schemes, samplers, tasks, boards, claims, image sets, attacks. Adding a file adds a
+name; there is no list.
 
 The shelves are folders of the installed package (`rpbench/tasks`, `rpbench/baselines`), found the same way from a
 wheel and from an editable install, never through the working directory. Nothing here imports torch; listing schemes
@@ -34,7 +35,8 @@ T = TypeVar("T", Scheme, Sampler)
 
 @cache
 def shelf(kind: str) -> Path:
-    """The folder of a shelf: "baselines", "tasks", "tasks.images", "tasks.attacks", "tasks.boards", "leaderboard"."""
+    """The folder of a shelf: "baselines", "tasks", "tasks.images", "tasks.attacks", "tasks.boards", "tasks.claims",
+    "leaderboard"."""
     spec = importlib.util.find_spec(f"rpbench.{kind}")
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:

@@ -1,4 +1,4 @@
-"""What there is: rows about schemes, samplers, tasks, models, image sets, attacks and cells. No torch."""
+"""What there is: rows about schemes, samplers, tasks, boards, claims, models, image sets, attacks, cells. No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from rpbench import catalog
 from rpbench.board import board_rows
 from rpbench.catalog import Row
+from rpbench.claims import claim_rows
 from rpbench.data.sources import Roots, download, locate
 from rpbench.errors import DataError, MissingData
 from rpbench.models import list_models
@@ -23,6 +24,7 @@ def rows(what: str, store: Path | None = None) -> list[Row]:
         "samplers": catalog.list_samplers,
         "tasks": _tasks,
         "boards": board_rows,
+        "claims": claim_rows,
         "models": list_models,
         "sets": _sets,
         "attacks": _attacks,

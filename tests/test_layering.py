@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards"],
+    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.claims"],
     ["cli.shared"],
     ["show", "shelves", "scoring", "cell_plan"],
     ["bench.runs"],
@@ -32,8 +32,9 @@ LAYERS = [
     ["report.render"],
     ["report.page", "report.figures"],
     ["report.latex"],
-    ["report.sheets", "report.tables"],
+    ["report.sheets", "report.tables", "report.verdicts"],
     ["report.plain", "report.words", "report.states", "report.series"],
+    ["claims"],
     ["report", "ranking", "report.reported"],
     ["sweep"],
     ["selection"],
@@ -49,7 +50,7 @@ LAYERS = [
     ["heartbeat"],
     ["masks", "files", "sampler"],
     ["scheme"],
-    ["stats"],
+    ["stats", "correlation"],
     ["budget", "options", "streams", "signals", "batchnorm", "folding"],
     ["layers"],
     ["errors", ""],

@@ -10,6 +10,7 @@ import click
 from rpbench.cli.bench import bench
 from rpbench.cli.boards import compare, publish, report, status, sweep
 from rpbench.cli.cells import plan, run, score
+from rpbench.cli.claims import claims
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
 
@@ -37,5 +38,5 @@ def main() -> None:
     """
 
 
-for command in (run, sweep, status, report, compare, publish, plan, score, list_, show, data, bench):
+for command in (run, sweep, status, report, compare, claims, publish, plan, score, list_, show, data, bench):
     main.add_command(command)

@@ -1,0 +1,66 @@
+"""The command on claims: a paper's statements, judged from records."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rpbench.cli.shared import format_option, store_option
+
+if TYPE_CHECKING:
+    from rpbench.claims import Norms
+    from rpbench.entries import Entry
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@store_option
+@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
+@format_option("term", "md", "json")
+def claims(**given: Any) -> None:
+    """Judge the paper's statements: reproduced, refuted, cannot be separated, not run.
+
+    Without NAMES: all of them (rpbench list claims). A TOML file is a claim of one's own.
+
+    \b
+    rpbench claims
+    rpbench claims deep-nets-match --store runs
+    """
+    from rpbench.claims import claim_names, judge, load_claim
+    from rpbench.report.verdicts import claims_json, claims_text
+
+    entries, norms = _records(given)
+    judged = [judge(load_claim(name), entries, norms) for name in given["names"] or claim_names()]
+    store = str(given["store"] or "")
+    if given["form"] == "json":
+        click.echo(json.dumps(claims_json(judged, store), indent=1))
+    else:
+        click.echo(claims_text(judged, given["form"], store))
+
+
+def _records(given: dict[str, Any]) -> tuple[list[Entry], Norms | None]:
+    """Records to judge by, and the gradient norms beside a store's: none are published. No store yet is an empty one.
+
+    A store's own record stands before the published one of the same cell, and boards share cells: each counts once.
+    """
+    from rpbench.claims import read_norms
+    from rpbench.entries import read_store
+    from rpbench.published import published_boards, read_board, root_of
+    from rpbench.store import default_store
+
+    store = given["store"] if given["leaderboard"] else given["store"] or default_store()
+    if given["store"] and not store.is_dir():
+        raise click.UsageError(f"there is no store '{store}': --store DIR, or --leaderboard")
+    own = read_store(store) if store else None
+    found = list(own.entries) if own else []
+    faults = len(own.faults) if own else 0
+    for name in published_boards(root_of()) if given["leaderboard"] else ():
+        published = read_board(name)
+        known = {e.run_id for e in found}
+        found += [e for e in published.entries if e.run_id not in known]
+        faults += len(published.faults)
+    if faults:
+        click.echo(f"{faults} records cannot be used: rpbench status says why", err=True)
+    return found, read_norms(store) if store else None
