@@ -62,6 +62,11 @@ def test_output_is_what_is_printed(invoke: Invoke) -> None:
     assert min(top1) > 95
 
 
+def test_table_is_the_published_one(invoke: Invoke) -> None:
+    shown = blocks("text")[1]
+    assert invoke("report", "digits", "--leaderboard").stdout.startswith(shown)
+
+
 def test_own_loop_runs() -> None:
     code = blocks("python")[0]
     found: dict[str, object] = {}
@@ -72,7 +77,7 @@ def test_own_loop_runs() -> None:
 def test_own_scheme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(blocks("python")[1])
-    plan, run = (line for line in blocks("sh")[3].splitlines() if line)
+    plan, run = next(block.splitlines() for block in blocks("sh") if "plan --scheme ./mine.py" in block)
     assert invoke(*shlex.split(plan)[1:]).exit_code == 0
     assert invoke(*shlex.split(run)[1:], "--set", "recipe.epochs=1").exit_code == 0
 

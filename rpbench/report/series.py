@@ -314,7 +314,7 @@ def _flow(part: Part, p: Place, store: Path | None) -> Line:
     points, bounds = [], []
     for i in sorted({i for mean in means for i in mean}):
         values = [mean[i] for mean in means if i in mean]
-        x = (i if width == 1 else (i + 0.5) * width) / 1000
+        x = (i * width + (1 + width) / 2) / 1000  # the middle of steps from 1 on
         points.append(Point(x, math.fsum(values) / len(values), n=len(values)))
         bounds.append((x, min(values), max(values)))
     top1 = [100 * e.metrics["top1"] for e in p.entries if "top1" in e.metrics]
@@ -323,20 +323,19 @@ def _flow(part: Part, p: Place, store: Path | None) -> Line:
 
 
 def read_flow(folder: Path, key: str, last: int | None = None) -> dict[int, float]:
-    """{step: value} of a run's gradient_flow.jsonl up to step `last`; what cannot be read, or is not finite, is left
-    out."""
+    """{step: value} of a run's gradient_flow.jsonl, which has a line for every step from 1 on, up to step `last`; what
+    cannot be read, or is not finite, is left out."""
     found: dict[int, float] = {}
     try:
         lines = (folder / "gradient_flow.jsonl").read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return found
-    for line in lines:
+    for step, line in enumerate(lines, start=1):  # the "step" of a line counts from the start of its epoch
         try:
-            row = json.loads(line)
-            step, value = int(row["step"]), float(row[key])
+            value = float(json.loads(line)[key])
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
-        if step >= 0 and math.isfinite(value) and (last is None or step <= last):
+        if math.isfinite(value) and (last is None or step <= last):
             found[step] = value
     return found
 
@@ -345,5 +344,5 @@ def _binned(flow: dict[int, float], width: int) -> dict[int, float]:
     """Means over `width` neighbouring steps."""
     bins: dict[int, list[float]] = {}
     for step, value in flow.items():
-        bins.setdefault(step // width, []).append(value)
+        bins.setdefault((step - 1) // width, []).append(value)
     return {i: math.fsum(values) / len(values) for i, values in bins.items()}
