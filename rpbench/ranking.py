@@ -180,7 +180,7 @@ class _Reference:
     def sets(self, net: Net) -> tuple[str, ...] | None:
         """The OoD sets that all dense nets were scored on; None where there is no dense net."""
         if net not in self.seen:
-            self.seen[net] = _sets(self.cells[net].entries) if net in self.cells else None
+            self.seen[net] = ood_sets(self.cells[net].entries) if net in self.cells else None
         return self.seen[net]
 
 
@@ -256,7 +256,7 @@ def value_of(e: Entry, metric: Metric, sets: Iterable[str] | None = None) -> flo
     return math.fsum(e.metrics[n] for n in names) / len(names) * metric.scale
 
 
-def _sets(entries: Sequence[Entry]) -> tuple[str, ...] | None:
+def ood_sets(entries: Sequence[Entry]) -> tuple[str, ...] | None:
     """The OoD sets that all of these records were scored on."""
     if not entries:
         return None
@@ -270,7 +270,7 @@ def _cell(
     """What there is of a row in a context."""
     have = [s for s in wanted if s in place.ok]
     entries = tuple(place.ok[s] for s in have)
-    sets = reference.sets(context[:2]) if reference else _sets(entries)
+    sets = reference.sets(context[:2]) if reference else ood_sets(entries)
     values = [value_of(e, metric, sets) for e in entries]
     known = tuple(v for v in values if v is not None)
     missing = tuple(s for s in wanted if s not in place.ok)

@@ -18,10 +18,11 @@ import browser
 import pytest
 from page_records import a_board, a_record, a_sheet, entries, records
 
-from rpbench.board import Wanted, expand, load_board
+from rpbench.board import Wanted, board_names, expand, load_board
 from rpbench.entries import Fault
-from rpbench.ranking import Sheet, score
+from rpbench.ranking import Order, Sheet, score
 from rpbench.report.page import CELL, RUN, SCRIPTS, embedded, page, page_json
+from rpbench.report.reported import reported
 from rpbench.selection import select
 from rpbench.stats import t_interval
 
@@ -77,9 +78,9 @@ def mixed() -> Sheet:
 
 
 REPORTED = [
-    {"task": "cifar10", "model": "resnet20", "scheme": "erk", "density": 0.1, "metric": "top1", "value": 90.1,
-     "tolerance": 0.2, "place": "Figure 1"},
-    {"task": "cifar10", "model": "resnet56", "scheme": "dense", "density": 1.0, "metric": "top1", "value": 94.0,
+    {"task": "cifar10", "model": "resnet20", "scheme": "erk", "density": 0.1, "metric": "top1", "value": 0.901,
+     "tolerance": 0.002, "place": "Figure 1"},
+    {"task": "cifar10", "model": "resnet56", "scheme": "dense", "density": 1.0, "metric": "top1", "value": 0.94,
      "tolerance": None, "place": "Table 2"},
 ]  # fmt: skip
 
@@ -149,10 +150,25 @@ def test_runs_are_told_in_full(mixed: Sheet) -> None:
             fields = dict(zip(CELL, short, strict=True))
             for e, values in zip(cell.entries, fields["runs"], strict=True):
                 run = dict(zip(RUN, values, strict=True))
-                for key, right in (("record", e.run_id), ("command", e.command)):
-                    assert fields[key][0] + run[key] + fields[key][1] == right
+                assert fields["record"][0] + run["record"] + fields["record"][1] == e.run_id
+                head, tail = fields["command"]
+                assert " ".join(words[i] for i in head) + run["command"] + tail == e.command
                 assert words[run["device"]] == e.device
-                assert run["seed"] == e.seed
+                assert run["seeds"] == e.seed
+                assert fields["layers"] == pytest.approx([10_000 * d for d in cell.entries[0].layers])
+
+
+def test_published_values_of_the_boards_nets_are_scaled_as_they_are_shown(mixed: Sheet) -> None:
+    elsewhere = REPORTED[0] | {"model": "resnet110"}
+    found = page_json([mixed], [*REPORTED, elsewhere])["reported"]
+    assert [(r["value"], r["tolerance"]) for r in found] == [(90.1, 0.2), (94, None)]
+
+
+def test_runs_of_streams_set_apart_say_so() -> None:
+    board = page_json([a_sheet(load_board("luck"))])["boards"][0]
+    runs = dict(zip(CELL, board["rows"][0][-1][0], strict=True))["runs"]
+    assert runs[0][0] == 0
+    assert {"0, init 1", "0, mask 9", "0, order 3"} <= {run[0] for run in runs}
 
 
 def test_what_is_left_out_is_cut_after_a_while_and_counted(digits: Sheet) -> None:
@@ -223,6 +239,15 @@ def test_sorting(show: Any, digits: Sheet) -> None:
         assert sorted(tab.texts(LABELS)) == sorted(ranked)
 
 
+def test_sorting_outlives_a_filter(show: Any, mixed: Sheet) -> None:
+    tab = show(mixed)
+    tab.press("Scheme", "th button")
+    tab.press("Scheme", "th button")
+    pick(tab, "0.5")
+    assert tab.texts(LABELS) == sorted((row.label for row in mixed.ranked.rows), reverse=True)
+    assert sorts(tab)[1] == "descending"
+
+
 def test_sorting_by_keyboard_keeps_the_focus(show: Any, digits: Sheet) -> None:
     tab = show(digits)
     tab.js("document.querySelector('th.name button').focus()")
@@ -236,8 +261,8 @@ def test_filters(show: Any, mixed: Sheet) -> None:
     heads = f"{CELLS} thead th.cell"
     assert tab.texts(".status") == [""]
     assert len(tab.texts(heads)) == 9
-    tab.press("resnet56", ".chips button")
-    tab.press("0.02", ".chips button")
+    for chip in ("resnet20", "resnet20-8", "0.5", "0.1"):
+        pick(tab, chip)
     assert len(tab.texts(heads)) == 4
     assert "4 of 9 cells" in tab.texts(".status")[0]
     # a plain mean of the shown cells' gaps, without an interval; rows that lack other cells have one now
@@ -247,10 +272,17 @@ def test_filters(show: Any, mixed: Sheet) -> None:
         shown = [c for c in row.cells if c.context.model != "resnet56" and c.context.density > 0.05]
         assert gaps[row.label] == written(sum(c.gap.value for c in shown if c.gap) / len(shown))
     assert tab.texts("td.rank.grey")
-    tab.press("resnet56", ".chips button")
-    tab.press("0.02", ".chips button")
+    pick(tab, "resnet56")  # all nets are picked, so none is any longer
+    assert tab.js("document.querySelector('.chips button').ariaPressed") == "true"
+    assert len(tab.texts(heads)) == 6
+    pick(tab, "0.5")
+    pick(tab, "0.1")
     assert len(tab.texts(heads)) == 9
     assert not tab.texts("td.rank.grey")
+
+
+def pick(tab: browser.Browser, chip: str) -> None:
+    tab.js(f"[...document.querySelectorAll('.chips button')].find(b => b.textContent === {chip!r}).click()")
 
 
 def written(gap: float) -> str:
@@ -381,7 +413,7 @@ CONTRAST = """
 def test_contrast(show: Any, mixed: Sheet, dark: bool) -> None:
     tab = show(mixed, dark=dark, reported=REPORTED)
     assert tab.js(CONTRAST) == {}
-    tab.press("0.02", ".chips button")
+    pick(tab, "0.5")
     tab.js("document.querySelector('button.cell').click()")
     assert tab.js(CONTRAST) == {}
 
@@ -436,7 +468,19 @@ def test_boards_of_every_shape(show: Any, shape: str) -> None:
     assert tab.js("document.querySelector('h1').textContent").startswith("synthetic")
     assert "NaN" not in tab.js("document.body.innerText")
     assert "undefined" not in tab.js("document.body.innerText")
-    assert "NaN" not in tab.js("document.body.outerHTML.replace(/<script[^]*?<.script>/g, '')")
+    assert "NaN" not in tab.js("document.getElementById('page').outerHTML")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["params", "flops"])
+@pytest.mark.parametrize("name", board_names())
+def test_every_board_of_the_shelf(show: Any, name: str, order: Order) -> None:
+    published = [vars(value) for value in reported()]
+    sheet = a_sheet(load_board(name), order=order)
+    assert len(page([sheet], published).encode()) < 350_000
+    tab = show(sheet, reported=published)
+    assert tab.texts(".plot")
+    assert "NaN" not in tab.js("document.getElementById('page').outerHTML")
 
 
 def test_paper(show: Any, mixed: Sheet, tmp_path: Path) -> None:
@@ -466,7 +510,7 @@ def test_served_pages_ask_for_nothing_either(tab: browser.Browser, digits: Sheet
     try:
         tab.size(1200)
         tab.open(f"http://127.0.0.1:{server.server_port}/")
-        tab.press("0.3", ".chips button")
+        pick(tab, "0.3")
         tab.js("document.querySelector('button.cell').click()")
         tab.js("new Promise(done => setTimeout(done, 200))")
     finally:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rpbench.models.names import cifar_resnet
-from rpbench.ranking import Block, Sheet
-from rpbench.report.plain import sheet_json
+from rpbench.ranking import Block, Sheet, metric_of
+from rpbench.report.plain import number, sheet_json
 from rpbench.stats import Estimate
 
 Json = Any
@@ -27,21 +27,21 @@ SCRIPTS = ("elements", "data", "numbers", "view", "marks", "bars", "columns", "t
 LISTED = 200  # of the records that are left out; the number of all of them is told
 CELL = ("context", "state", "reason", "missing", "gap", "flops", "realised", "effective", "layers", "record", "command",
         "runs")  # fmt: skip
-RUN = ("seed", "record", "command", "values", "epoch", "last_top1", "kept", "sparse_macs", "seconds", "images_per_s",
+RUN = ("seeds", "record", "command", "values", "epoch", "last_top1", "kept", "sparse_macs", "seconds", "images_per_s",
        "device", "warnings")  # fmt: skip
 ROW = ("label", "scheme", "sampler", "level", "marks", "lacks", "flops", "realised", "effective", "scheme_seconds",
-       "batches", "seconds", "matching")  # fmt: skip
-REPORTED = ("task", "model", "scheme", "density", "metric", "value", "tolerance", "place")
+       "batches", "seconds", "matching", "luck")  # fmt: skip
+REPORTED = ("task", "model", "scheme", "density", "metric", "value", "tolerance", "place", "source")
 
 
 def page(sheets: Sequence[Sheet], reported: Sequence[Mapping[str, Any]] = ()) -> str:
     """One HTML document for one or several scored boards, which its reader switches between.
 
-    `reported` are published values to hold against the measured ones: task, model, scheme (a row's label, or the
-    reference's name), density, metric (its key in a record), value and tolerance (None where unknown) as the metric is
-    shown (rates in percent), and place (figure or table).
+    `reported` are published values to hold against the measured ones, those of other cells are left out: task, model,
+    scheme (a row's label, or the reference's name), density, metric (its key in a record), value and tolerance (rates
+    in [0, 1], None where unknown), place (figure or table) and source.
     """
-    style, script = _part("page.css"), "".join(_part(f"{name}.js") for name in SCRIPTS)
+    style, script = _part("page.css"), "\n".join(_bare(_part(f"{name}.js")) for name in SCRIPTS)
     names = ", ".join(dict.fromkeys(sheet.plan.board.name for sheet in sheets))
     fills = {
         "POLICY": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -66,6 +66,11 @@ def _part(name: str) -> str:
     return (Path(__file__).parent / "html" / name).read_text(encoding="utf-8")
 
 
+def _bare(script: str) -> str:
+    """A script without indentation: a fifth of its size, and no line of ours goes on inside a string."""
+    return "\n".join(line.strip() for line in script.splitlines() if line.strip())
+
+
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -75,7 +80,8 @@ def _hash(text: str) -> str:
 
 def page_json(sheets: Sequence[Sheet], reported: Sequence[Mapping[str, Any]] = ()) -> Json:
     """The data of the page. Cells, runs and rows are arrays whose fields `fields` names; `words` holds texts that many
-    runs share, which they name by number; `t` is Student's 97.5 % quantile by degrees of freedom."""
+    runs share, which they name by number; densities of layers are in ten thousandths; `t` is Student's 97.5 % quantile
+    by degrees of freedom."""
     words: dict[str, int] = {}
     boards = [_board(sheet, words) for sheet in sheets]
     most = max((len(cell.values) for s in sheets for cell in _cells(s)), default=0)
@@ -84,7 +90,7 @@ def page_json(sheets: Sequence[Sheet], reported: Sequence[Mapping[str, Any]] = (
         "fields": {"cell": CELL, "run": RUN, "row": ROW},
         "t": {str(df): Estimate(0.0, 1.0, df).half() for df in range(1, most)},
         "boards": boards,
-        "reported": [{key: r.get(key) for key in REPORTED} for r in reported],
+        "reported": _reported(sheets, reported),
         "words": list(words),
     }
 
@@ -116,11 +122,17 @@ def _board(sheet: Sheet, words: dict[str, int]) -> Json:
     def cell(j: Json, context: int | None) -> Json:
         runs = j["runs"]
         record, command = _shared([r["record"] for r in runs]), _shared([r["command"] for r in runs])
-        head = {"context": context, "gap": _interval(j["gap"]), "record": record, "command": command}
+        head = {"context": context, "gap": _interval(j["gap"]), "record": record}
+        head["command"] = [[_word(w, words) for w in command[0].split(" ")], command[1]]
+        head["layers"] = [round(density * 10_000) for density in j["layers"]]
         return [(j | head)[key] for key in CELL[:-1]] + [[one_run(r, record, command) for r in runs]]
 
     def one_run(j: Json, record: list[str], command: list[str]) -> Json:
-        short = {"values": [j["values"][key] for key in metrics], "device": _word(j["device"], words)}
+        short = {
+            "seeds": _seeds(j),
+            "values": [j["values"][key] for key in metrics],
+            "device": _word(j["device"], words),
+        }
         short |= {"warnings": [_word(w, words) for w in j["warnings"]]}
         short |= {"record": _middle(j["record"], record), "command": _middle(j["command"], command)}
         return [(j | short)[key] for key in RUN]
@@ -158,6 +170,24 @@ def _net(net: tuple[str, str], told: Json) -> Json:
     depth, width = cifar_resnet(model) or (None, None)
     facts = {key: run.get(key) for key in ("params", "prunable", "dense_macs")}
     return {"task": task, "model": model, "depth": depth, "width": width} | facts
+
+
+def _reported(sheets: Sequence[Sheet], reported: Sequence[Mapping[str, Any]]) -> Json:
+    """The published values of nets that are on the boards, scaled as their metric is shown."""
+    nets = {cell.context[:2] for sheet in sheets for cell in _cells(sheet)}
+    found = []
+    for r in reported:
+        if (r["task"], r["model"]) in nets:
+            scale = metric_of(r["metric"]).scale
+            scaled = {key: number(r[key] * scale) for key in ("value", "tolerance") if r.get(key) is not None}
+            found.append({key: r.get(key) for key in REPORTED} | scaled)
+    return found
+
+
+def _seeds(run: Json) -> Json:
+    """A run's seed; with those of its streams where they are set apart."""
+    apart = [f"{name} {seed}" for name, seed in run["streams"].items() if seed != run["seed"]]
+    return ", ".join([str(run["seed"]), *apart]) if apart else run["seed"]
 
 
 def _interval(estimate: Json) -> Json:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rpbench.board import Context, board_hash
 from rpbench.entries import Entry
-from rpbench.ranking import Block, Cell, Metric, Row, Sheet, metric_of, value_of
+from rpbench.ranking import Block, Cell, Metric, Net, Row, Sheet, metric_of, ood_sets, value_of
 from rpbench.stats import Crossing, Estimate, Pooled
 
 SCHEMA = "rpbench.report/1"
+Sets = Mapping[Net, tuple[str, ...] | None]  # the OoD sets that a net's reference was scored on
 DIGITS = 6  # of every number: the same records give the same bytes on every machine
 
 
 def sheet_json(sheet: Sheet) -> dict[str, Any]:
     """Everything that a report shows. Values are scaled as their metric is shown: rates in percent, gaps in points."""
-    board = sheet.plan.board
-    rows = [*_ranked(sheet), *sheet.incomplete]
+    board, keys = sheet.plan.board, _keys(sheet)
+    sets = {cell.context[:2]: ood_sets(cell.entries) for cell in sheet.reference}
     return {
         "schema": SCHEMA,
         "board": {
@@ -30,23 +32,19 @@ def sheet_json(sheet: Sheet) -> dict[str, Any]:
             for t in sheet.plan.tasks.values()
         },
         "metric": metric_json(sheet.metric),
-        "metrics": {key: metric_json(metric_of(key)) for key in _keys(sheet)},
+        "metrics": {key: metric_json(metric_of(key)) for key in keys},
         "axes": list(sheet.axes),
         "order": sheet.order,
         "contexts": [context_json(c) for c in sheet.plan.contexts],
-        "reference": [cell_json(c, _keys(sheet)) for c in sheet.reference],
+        "reference": [cell_json(c, keys, sets) for c in sheet.reference],
         "ranked": block_json(sheet.ranked),
         "common": block_json(sheet.common) if sheet.common else None,
-        "rows": [row_json(row, sheet) for row in rows],
+        "rows": [row_json(row, keys, sets) for row in sheet.rows],
         "incomplete": [{"label": row.label, "lacks": list(row.lacks)} for row in sheet.incomplete],
         "not_run": list(sheet.not_run),
         "left_out": [{"record": fault.place, "why": fault.why} for fault in sheet.left_out],
         "notes": list(sheet.notes),
     }  # fmt: skip
-
-
-def _ranked(sheet: Sheet) -> tuple[Row, ...]:
-    return sheet.ranked.rows
 
 
 def _keys(sheet: Sheet) -> list[str]:
@@ -84,8 +82,7 @@ def block_json(block: Block) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def row_json(row: Row, sheet: Sheet) -> dict[str, Any]:
-    keys = _keys(sheet)
+def row_json(row: Row, keys: list[str], sets: Sets) -> dict[str, Any]:
     return {
         "label": row.label,
         "scheme": row.who.scheme,
@@ -109,11 +106,11 @@ def row_json(row: Row, sheet: Sheet) -> dict[str, Any]:
             for stream, v in row.luck.items()
             if v is not None
         },
-        "cells": [cell_json(cell, keys) for cell in row.cells],
+        "cells": [cell_json(cell, keys, sets) for cell in row.cells],
     }
 
 
-def cell_json(cell: Cell, keys: list[str]) -> dict[str, Any]:
+def cell_json(cell: Cell, keys: list[str], sets: Sets) -> dict[str, Any]:
     return context_json(cell.context) | {
         "state": cell.state,
         "reason": cell.reason,
@@ -126,14 +123,15 @@ def cell_json(cell: Cell, keys: list[str]) -> dict[str, Any]:
         "realised": number(cell.realised),
         "effective": number(cell.effective),
         "layers": list(cell.entries[0].layers) if cell.entries else [],
-        "runs": [_run(e, keys) for e in cell.entries],
+        "runs": [_run(e, keys, sets.get(cell.context[:2])) for e in cell.entries],
     }
 
 
-def _run(e: Entry, keys: list[str]) -> dict[str, Any]:
-    values = {key: number(value_of(e, metric_of(key))) for key in keys}
+def _run(e: Entry, keys: list[str], sets: tuple[str, ...] | None) -> dict[str, Any]:
+    values = {key: number(value_of(e, metric_of(key), sets)) for key in keys}
     return {
         "seed": e.seed,
+        "streams": {"init": e.init_seed, "mask": e.mask_seed, "order": e.order_seed},
         "record": e.run_id,
         "values": values,
         "epoch": e.metrics.get("epoch"),

@@ -1,13 +1,13 @@
 // Intervals as small bars on one scale.
 
 /** Draws gaps on one scale; what lies beyond its end (far below the middle of the rows) is cut off with an arrow. */
-function barScale(scores, metric) {
+function barScale(scores) {
   const known = scores.filter((e) => e[0] !== null);
   const lows = known.map((e) => Math.min(e[1] ?? e[0], 0)),
     highs = known.map((e) => Math.max(e[2] ?? e[0], 0));
   const [low, high] = [robust(lows, -1), robust(highs, 1)];
   const [from, to] = low === high ? [low - 1, high + 1] : [low - (high - low) * 0.04, high + (high - low) * 0.04];
-  const width = 200,
+  const width = 150,
     x = (value) => 4 + ((value - from) / (to - from)) * (width - 8);
   const cut = (value) => Math.max(2, Math.min(width - 2, x(value)));
   const zero = () => svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 22, class: "zero" });
@@ -29,12 +29,12 @@ function barScale(scores, metric) {
     svg(
       "svg",
       { width, height: 14, viewBox: `0 0 ${width} 14`, "aria-hidden": "true", class: "forest axis" },
-      ticks(from, to, 5).map((t) => [
+      ticks(from, to, 4).map((t) => [
         svg("line", { x1: x(t), x2: x(t), y1: 11, y2: 14, class: "tick" }),
         svg(
           "text",
           { x: Math.max(9, Math.min(width - 9, x(t))), y: 9, "text-anchor": "middle" },
-          fixed(t, tickDigits(from, to, 5)),
+          fixed(t, tickDigits(from, to, 4)),
         ),
       ]),
     );

@@ -1,78 +1,74 @@
 // Choosing a metric, nets and densities.
 
 function controls(b) {
-  const kinds = [
-    ["accuracy", /^top/],
-    ["calibration", /^(ece|nll|brier)/],
-    ["out of distribution", /^(ood|auroc|aupr|fpr95)/],
-    ["robustness", /^robust/],
-    ["other", /./],
-  ];
-  const kind = (metric) => kinds.find(([, pattern]) => pattern.test(metric.key))[0];
-  const select = h(
-    "select",
-    {
-      id: "metric",
-      onchange: (e) => {
-        state.metric = Number(e.target.value);
-        redraw();
-      },
-    },
-    kinds.map(([name]) => {
-      const found = b.metrics.filter((m) => kind(m) === name);
-      return (
-        found.length > 0 &&
-        h(
-          "optgroup",
-          { label: name },
-          found.map((m) =>
-            h("option", { value: m.i, selected: m.i === state.metric }, `${m.title} ${m.higher ? "\u2191" : "\u2193"}`),
-          ),
-        )
-      );
-    }),
+  const option = (m) =>
+    h("option", { value: m.i, selected: m.i === state.metric }, `${m.title} ${m.higher ? "\u2191" : "\u2193"}`);
+  const groups = KINDS.map((label, kind) => [label, sorted(b).filter((m) => m.kind === kind)]).filter(
+    ([, found]) => found.length,
   );
+  const choose = (event) => {
+    state.metric = Number(event.target.value);
+    redraw();
+  };
   const densities = [...new Set(b.contexts.map((c) => c.density))];
   return h(
     "section",
     { class: "controls", "aria-label": "What is shown" },
-    h("label", {}, h("span", {}, "Metric"), select),
+    h(
+      "label",
+      {},
+      h("span", {}, "Metric"),
+      h(
+        "select",
+        { id: "metric", onchange: choose },
+        groups.map(([label, found]) => h("optgroup", { label }, found.map(option))),
+      ),
+    ),
     b.nets.length > 1 &&
       chips(
         "Nets",
-        b.nets.map((net) => [netName(b, net), !state.nets.has(net.i), () => toggle(state.nets, net.i)]),
+        state.nets,
+        b.nets.map((net) => [net.i, netName(b, net)]),
       ),
     densities.length > 1 &&
       chips(
         "Densities",
-        densities.map((d) => [String(d), !state.densities.has(d), () => toggle(state.densities, d)]),
+        state.densities,
+        densities.map((d) => [d, String(d)]),
       ),
   );
 }
-function chips(name, options) {
+
+/** Metrics by what they measure, those of the axes first. */
+function sorted(b) {
+  const place = (m) => (m.i === 0 ? -1 : b.axes.includes(m.i) ? 0 : 1);
+  return b.metrics.slice().sort((x, y) => x.kind - y.kind || place(x) - place(y) || x.i - y.i);
+}
+
+/** Buttons that pick some of a list; none picked is all. */
+function chips(name, set, options) {
+  const all = h("button", { type: "button", onclick: () => pick(() => set.clear()) }, "all");
+  const each = options.map(([key, label]) => [
+    key,
+    h("button", { type: "button", onclick: () => pick(() => set.delete(key) || set.add(key)) }, label),
+  ]);
+  const press = (button, on) => button.setAttribute("aria-pressed", String(on));
+  const show = () => {
+    press(all, set.size === 0);
+    for (const [key, button] of each) press(button, set.has(key));
+  };
+  const pick = (change) => {
+    change();
+    if (set.size === options.length) set.clear();
+    show();
+    redraw();
+  };
+  show();
   return h(
     "fieldset",
     { class: "chips" },
     h("legend", {}, name),
-    options.map(([label, on, act]) =>
-      h(
-        "button",
-        {
-          type: "button",
-          "aria-pressed": String(on),
-          onclick: (e) => {
-            e.target.setAttribute("aria-pressed", String(act()));
-            redraw();
-          },
-        },
-        label,
-      ),
-    ),
+    all,
+    each.map(([, button]) => button),
   );
-}
-/** Turn one entry of a set of hidden things; true where it is shown now. */
-function toggle(set, key) {
-  const shown = set.delete(key);
-  if (!shown) set.add(key);
-  return shown;
 }

@@ -3,7 +3,16 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const BOARDS = DATA.boards.map(unpack);
 const STYLES = styles(BOARDS);
-const state = { board: 0, metric: 0, nets: new Set(), densities: new Set(), pinned: new Set(), whole: false };
+// nets and densities: what is picked (nothing: all); sorts: by table, which column and whether upwards
+const state = {
+  board: 0,
+  metric: 0,
+  nets: new Set(),
+  densities: new Set(),
+  pinned: new Set(),
+  whole: false,
+  sorts: new Map(),
+};
 
 function unpack(raw) {
   const named = (fields, values) => Object.fromEntries(fields.map((field, i) => [field, values[i]]));
@@ -13,6 +22,7 @@ function unpack(raw) {
     title,
     unit,
     higher: Boolean(higher),
+    kind: kindOf(key),
   }));
   const nets = raw.nets.map((net, i) => ({ ...net, i }));
   const contexts = raw.contexts.map(([net, density], i) => ({ i, net, density }));
@@ -20,6 +30,8 @@ function unpack(raw) {
     const cell = named(DATA.fields.cell, values);
     const join = (shared, middle) => shared[0] + middle + shared[1];
     cell.row = row;
+    cell.layers = cell.layers.map((density) => density / 10000);
+    cell.command = [cell.command[0].map((word) => DATA.words[word]).join(" "), cell.command[1]];
     cell.net = net === undefined ? contexts[cell.context].net : net;
     cell.density = net === undefined ? contexts[cell.context].density : 1;
     cell.runs = cell.runs.map((run) => {
@@ -42,6 +54,14 @@ function unpack(raw) {
   dense.cells = raw.reference.map((cell, i) => (cell ? readCell(cell, dense, i) : null));
   return { ...raw, metrics, nets, contexts, rows, dense };
 }
+
+/** What a metric measures: a place in KINDS. */
+function kindOf(key) {
+  return [/^top/, /^(ece|nll|brier)/, /^(ood|auroc|aupr|fpr95)/, /^robust/, /./].findIndex((pattern) =>
+    pattern.test(key),
+  );
+}
+const KINDS = ["accuracy", "calibration", "out of distribution", "robustness", "other"];
 
 /** One look per label, the same on every board of the page: colour, marker and dash together tell 48 of them apart. */
 function styles(boards) {

@@ -2,30 +2,13 @@
 
 function details(v, cell) {
   const { board: b } = v,
-    net = b.nets[cell.net];
-  const gap =
-    cell.gap && !cell.row.reference
-      ? [
-          h("dt", {}, `gap to ${b.board.reference}`),
-          h("dd", {}, estimate(cell.gap, decimals(b.metrics[0])), ` ${points(b.metrics[0])}`),
-        ]
-      : [];
-  const fact = (name, value) => value !== null && value !== undefined && [h("dt", {}, name), h("dd", {}, value)];
-  const order = [v.metric, ...b.metrics.filter((m) => m !== v.metric)].filter((m) =>
-    cell.runs.some((run) => run.values[m.i] !== null),
+    net = b.nets[cell.net],
+    where = `${net.task} ${net.model}${cell.row.reference ? "" : `, density ${cell.density}`}`;
+  const close = h(
+    "button",
+    { type: "button", class: "close", onclick: () => dialog.close(), "aria-label": "Close the details" },
+    "\u00d7",
   );
-  const facts = [
-    ["epoch selected", (run) => run.epoch],
-    ["top-1 of the last epoch, %", (run) => fixed(run.last_top1, 2)],
-    ["weights kept", (run) => whole(run.kept)],
-    ["FLOPs per image", (run) => `${short(run.sparse_macs === null ? null : 2 * run.sparse_macs)}`],
-    ["seconds", (run) => seconds(run.seconds)],
-    ["training images/s", (run) => whole(run.images_per_s)],
-    ["device", (run) => run.device || "\u2013"],
-    ["warnings", (run) => run.warnings.join("; ") || "none"],
-    ["record", (run) => h("code", {}, run.record)],
-  ];
-  const seeds = cell.runs.map((run) => h("th", { scope: "col" }, `seed ${run.seed}`));
   dialog.replaceChildren(
     h(
       "div",
@@ -35,94 +18,134 @@ function details(v, cell) {
         { id: "details-title" },
         swatch(STYLES.get(cell.row.label) || null),
         cell.row.label,
-        h("small", {}, ` ${net.task} ${net.model}${cell.row.reference ? "" : `, density ${cell.density}`}`),
+        h("small", {}, ` ${where}`),
       ),
-      h(
-        "button",
-        { type: "button", class: "close", onclick: () => dialog.close(), "aria-label": "Close the details" },
-        "\u00d7",
-      ),
+      close,
     ),
     h(
       "dl",
       { class: "pairs" },
-      fact(
-        "state",
-        `${cell.state}${cell.runs.length ? `, ${plural(cell.runs.length, "seed")}` : ""}${cell.missing.length ? `; missing: ${cell.missing.join(", ")}` : ""}`,
-      ),
-      cell.reason && fact("reason", cell.reason),
-      gap,
-      fact(
-        "density",
-        cell.realised !== null &&
-          `realised ${trim(cell.realised.toPrecision(5))}, effective ${cell.effective === null ? "\u2013" : trim(cell.effective.toPrecision(5))}`,
-      ),
-      fact("FLOPs", cell.flops !== null && `${percent(cell.flops)} of ${b.board.reference}`),
+      cellFacts(b, cell)
+        .filter(([, told]) => told)
+        .map(([name, told]) => [h("dt", {}, name), h("dd", {}, told)]),
     ),
-    cell.runs.length > 0 &&
-      h(
-        "div",
-        { class: "box", tabindex: "0", role: "region", "aria-label": "Every seed" },
-        h(
-          "table",
-          { class: "seeds" },
-          h(
-            "caption",
-            {},
-            "Every seed; rates in percent. The last column is the mean with the 95\u00a0% t-interval of these seeds alone.",
-          ),
-          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "metric"), seeds, h("th", { scope: "col" }, "mean"))),
-          h(
-            "tbody",
-            {},
-            order.map((m) =>
-              h(
-                "tr",
-                {},
-                h("th", { scope: "row" }, `${m.title} `, h("span", { class: "way" }, m.higher ? "\u2191" : "\u2193")),
-                cell.runs.map((run) => h("td", {}, fixed(run.values[m.i], decimals(m)))),
-                h("td", { class: "mean" }, told(summary(cell, m), decimals(m))),
-              ),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            facts.map(([name, get]) =>
-              h(
-                "tr",
-                {},
-                h("th", { scope: "row" }, name),
-                cell.runs.map((run) => h("td", {}, get(run))),
-                h("td", {}),
-              ),
-            ),
-          ),
-        ),
-      ),
-    cell.runs.length > 0 &&
-      h(
-        "section",
-        { class: "commands" },
-        h("h3", {}, "Commands"),
-        cell.runs.map((run) => command(run)),
-      ),
   );
+  if (cell.runs.length)
+    dialog.append(seedTable(v, cell), layerBars(cell), h("h3", {}, "Records and commands"), ...cell.runs.map(command));
   dialog.showModal();
   dialog.scrollTop = 0;
+}
+function cellFacts(b, cell) {
+  const [first] = b.metrics,
+    digits = (x) => (x === null ? "\u2013" : trim(x.toPrecision(5)));
+  const missing = cell.missing.length ? `; seeds missing: ${cell.missing.join(", ")}` : "";
+  return [
+    ["State", `${cell.state}${cell.runs.length ? `, ${plural(cell.runs.length, "seed")}` : ""}${missing}`],
+    ["Reason", cell.reason],
+    [
+      `Gap to ${b.board.reference}`,
+      cell.gap && !cell.row.reference && [estimate(cell.gap, decimals(first)), ` ${points(first)}`],
+    ],
+    [
+      "Density",
+      cell.realised !== null &&
+        !cell.row.reference &&
+        `realised ${digits(cell.realised)}, effective ${digits(cell.effective)}`,
+    ],
+    ["FLOPs", cell.flops !== null && !cell.row.reference && `${percent(cell.flops)} of ${b.board.reference}`],
+  ];
+}
+
+function seedTable(v, cell) {
+  const metrics = sorted(v.board).filter((m) => cell.runs.some((run) => run.values[m.i] !== null));
+  const facts = [
+    ["epoch selected", (run) => run.epoch],
+    ["top-1 of the last epoch", (run) => fixed(run.last_top1, 2)],
+    ["weights kept", (run) => whole(run.kept)],
+    ["FLOPs per image", (run) => short(run.sparse_macs === null ? null : 2 * run.sparse_macs)],
+    ["time", (run) => seconds(run.seconds)],
+    ["training images/s", (run) => whole(run.images_per_s)],
+    ["device", (run) => run.device || "\u2013"],
+    ["warnings", (run) => run.warnings.join("; ") || "none"],
+  ];
+  const line = (m) =>
+    h(
+      "tr",
+      { class: m === v.metric ? "chosen" : null },
+      h("th", { scope: "row" }, m.title, arrow(m)),
+      cell.runs.map((run) => h("td", {}, fixed(run.values[m.i], decimals(m)))),
+      h("td", { class: "mean" }, told(summary(cell, m), decimals(m))),
+    );
+  const fact = ([name, get]) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, name),
+      cell.runs.map((run) => h("td", {}, get(run))),
+      h("td", { class: "mean" }),
+    );
+  const heads = ["metric", ...cell.runs.map((run) => `seed ${run.seeds}`), "mean"];
+  return box(
+    "Every seed",
+    h(
+      "table",
+      { class: "seeds" },
+      h("caption", {}, "Rates in percent"),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          heads.map((head) => h("th", { scope: "col" }, head)),
+        ),
+      ),
+      h("tbody", {}, metrics.map(line)),
+      h("tbody", {}, facts.map(fact)),
+    ),
+  );
+}
+
+/** The density of each layer as a bar, on the square root's scale. */
+function layerBars({ layers }) {
+  if (!layers.length) return "";
+  const wide = Math.max(3, Math.min(26, Math.floor(840 / layers.length))),
+    tall = 44;
+  const bars = layers.map((d, i) => {
+    const height = Math.max(0.5, Math.sqrt(d) * tall);
+    return svg(
+      "rect",
+      { x: i * wide, y: tall - height, width: wide - (wide > 5 ? 2 : 1), height, class: "layer" },
+      svg("title", {}, `layer ${i + 1}: ${d}`),
+    );
+  });
+  const label = `Densities of the layers, from input to output: ${layers.join(", ")}`;
+  const width = wide * layers.length;
+  return h(
+    "figure",
+    { class: "layers" },
+    svg(
+      "svg",
+      { width, height: tall + 1, viewBox: `0 0 ${width} ${tall + 1}`, role: "img", "aria-label": label },
+      svg("line", { x1: 0, x2: width, y1: tall + 0.5, y2: tall + 0.5, class: "axis" }),
+      bars,
+    ),
+    h(
+      "figcaption",
+      {},
+      `Densities of the ${plural(layers.length, "layer")} from input to output, ${Math.min(...layers)} to ${Math.max(...layers)} (square-root scale).`,
+    ),
+  );
 }
 
 function command(run) {
   const text = h("code", { tabindex: "0" }, run.command);
-  const button = h("button", { type: "button", "aria-label": `Copy the command of seed ${run.seed}` }, "Copy");
+  const button = h("button", { type: "button", "aria-label": `Copy the command of seed ${run.seeds}` }, "Copy");
   button.addEventListener("click", async () => {
-    const said = (await copied(run.command, text)) ? "Copied" : "Selected";
-    button.textContent = said;
-    setTimeout(() => {
-      button.textContent = "Copy";
-    }, 1500);
+    button.textContent = (await copied(run.command, text)) ? "Copied" : "Selected";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
   });
-  return h("div", { class: "command" }, text, button);
+  return h("div", { class: "command" }, h("div", { class: "record" }, `seed ${run.seeds}: `, run.record), text, button);
 }
 /** Puts text on the clipboard; where the browser does not allow that, the text is left selected. */
 async function copied(text, node) {
@@ -131,10 +154,10 @@ async function copied(text, node) {
     return true;
   } catch {
     getSelection().selectAllChildren(node);
-    try {
-      return document.execCommand("copy");
-    } catch {
-      return false;
-    }
+  }
+  try {
+    return document.execCommand("copy");
+  } catch {
+    return false;
   }
 }

@@ -14,4 +14,5 @@ function fill(node, attributes, children) {
 const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-const only = (text) => h("span", { class: "sr" }, text);
+/** Text for screen readers alone. */
+const unseen = (text) => h("span", { class: "sr" }, text);

@@ -1,82 +1,74 @@
 // The figures of a board.
 
-function drawFigures() {
+const MAKERS = [sparsityFigure, flopsFigure, keptFigure, widthFigure, layersFigure, reportedFigure];
+
+/** Draw every figure that the shown cells have something for; `paper` is the width of a page that is printed on. */
+function drawFigures(paper = null) {
   const v = view(),
     at = document.getElementById("figures");
-  const width = Math.floor(at.clientWidth || 900);
   drawn = 0;
-  let number = 0;
-  const found = [sparsityFigure, flopsFigure, keptFigure, widthFigure, layersFigure, reportedFigure]
-    .map((make) => make(v, width))
-    .filter(Boolean);
-  at.replaceChildren(
-    (found.length > 0 &&
-      h(
-        "h2",
-        { id: "figures-title" },
-        `Figures: ${v.metric.title} `,
-        h("span", { class: "way" }, v.metric.higher ? "\u2191" : "\u2193"),
-      )) ||
-      "",
-    (found.length > 0 && legend(v)) || "",
+  const found = MAKERS.map((make) => make(v, paper || Math.floor(at.clientWidth))).filter(Boolean);
+  if (!found.length) return at.replaceChildren();
+  const figure = ({ panels, text, after, beside }, i) =>
     h(
-      "div",
-      { class: "sheet" },
-      found.map(({ panels, text, after, beside }) =>
-        h(
-          "figure",
-          { class: beside ? "beside" : null },
-          h("div", { class: "panels" }, panels),
-          h("figcaption", {}, h("b", {}, `Figure ${++number}. `), text),
-          after,
-        ),
-      ),
-    ),
+      "figure",
+      { class: beside ? "beside" : null },
+      h("div", { class: "panels" }, panels, after),
+      h("figcaption", {}, h("b", {}, `Figure ${i + 1}. `), text),
+    );
+  at.replaceChildren(
+    h("h2", { id: "figures-title" }, `Figures: ${v.metric.title} `, arrow(v.metric)),
+    legend(v),
+    h("div", { class: "sheet" }, found.map(figure)),
   );
   light(null);
 }
 
 function legend(v) {
-  const zoom = h(
-    "button",
-    {
-      type: "button",
-      class: "zoom",
-      "aria-pressed": String(state.whole),
-      onclick: () => {
-        state.whole = !state.whole;
-        drawFigures();
-        document.querySelector("#figures .zoom").focus();
+  const zoom = () => {
+    state.whole = !state.whole;
+    drawFigures();
+    document.querySelector("#figures .zoom").focus();
+  };
+  const one = (row) => {
+    const { id } = STYLES.get(row.label);
+    const click = (event) => {
+      event.currentTarget.setAttribute("aria-pressed", String(pin(id)));
+      light(null);
+    };
+    const on = () => light([id]),
+      off = () => light(null);
+    return h(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(state.pinned.has(id)),
+        title: row.label,
+        onpointerenter: on,
+        onpointerleave: off,
+        onfocus: on,
+        onblur: off,
+        onclick: click,
       },
-      title: "Plots leave out values far from the others; this shows all",
-    },
-    "Full range",
-  );
+      swatch(STYLES.get(row.label)),
+      clipped(row.label),
+    );
+  };
   return h(
     "div",
     { class: "legend", role: "group", "aria-label": "Schemes: choose some to single them out" },
-    v.board.rows.map((row) => {
-      const { id } = STYLES.get(row.label);
-      return h(
-        "button",
-        {
-          type: "button",
-          "aria-pressed": String(state.pinned.has(id)),
-          title: row.label,
-          onpointerenter: () => light([id]),
-          onpointerleave: () => light(null),
-          onfocus: () => light([id]),
-          onblur: () => light(null),
-          onclick: (e) => {
-            e.currentTarget.setAttribute("aria-pressed", String(!toggle(state.pinned, id)));
-            light(null);
-          },
-        },
-        swatch(STYLES.get(row.label)),
-        clipped(row.label),
-      );
-    }),
-    zoom,
+    v.board.rows.map(one),
+    h(
+      "button",
+      {
+        type: "button",
+        class: "zoom",
+        "aria-pressed": String(state.whole),
+        onclick: zoom,
+        title: "Plots leave out values far from the others; this shows all",
+      },
+      "Full range",
+    ),
   );
 }
 
@@ -130,7 +122,7 @@ function byNet(v, width, { x, scale, xName, most, dodge = 0, aspect = 0.62, ends
       const series = seriesOf(v, net, x).map((one) => (ends ? { ...one, points: one.points.slice().reverse() } : one)),
         band = bandOf(v, net);
       if (!series.length) return null;
-      const labels = ends && size > 520;
+      const labels = ends && size > 520 && series.length <= 22;
       return plot({
         width: size,
         height: Math.min(420, Math.max(230, Math.round(size * aspect))),
@@ -142,15 +134,24 @@ function byNet(v, width, { x, scale, xName, most, dodge = 0, aspect = 0.62, ends
         series,
         band,
         labels,
+        sparse: ends ? "right" : "left",
         dodge: labels ? dodge : dodge / 2,
       });
     })
     .filter(Boolean);
 }
 const means = (v) =>
-  `Points are means over the seeds, bars their 95\u00a0% t-intervals; the line and its band are ${v.board.board.reference}.`;
+  `Points are means over the seeds, bars their 95\u00a0% t-intervals; the dashed line and its band are ${v.board.board.reference}.`;
+/** What arrows at an edge stand for, where there are any. */
+const edges = (panels) =>
+  panels.some((panel) => panel.querySelector(".edge")) ? " Arrows stand for values beyond the panel." : "";
+
+/** Whether a net is shown at several densities: else there is nothing to draw against sparsity. */
+const sweeps = (v) =>
+  v.contexts.some((c) => v.contexts.some((other) => other.net === c.net && other.density !== c.density));
 
 function sparsityFigure(v, width) {
+  if (!sweeps(v)) return null;
   const panels = byNet(v, width, {
     x: (cell) => cell.density,
     scale: (net) => sparsityScale(v.contexts.filter((c) => c.net === net).map((c) => c.density)),
@@ -163,7 +164,7 @@ function sparsityFigure(v, width) {
   return (
     panels.length > 0 && {
       panels,
-      text: `${v.metric.title} against sparsity. ${means(v)} Schemes are set a little apart sideways, so that intervals can be seen.`,
+      text: `${capital(v.metric.title)} against sparsity. ${means(v)} Schemes are set a little apart sideways, so that intervals can be seen.${edges(panels)}`,
     }
   );
 }
@@ -181,7 +182,13 @@ function flopsFigure(v, width) {
     xName: "FLOPs per image (2 \u00d7 multiply-adds, as drawn)",
     most: 3,
   });
-  return panels.length > 0 && { panels, beside: alone, text: `${v.metric.title} against the FLOPs of the sparse net.` };
+  return (
+    panels.length > 0 && {
+      panels,
+      beside: alone,
+      text: `${capital(v.metric.title)} against the FLOPs of the sparse net.${edges(panels)}`,
+    }
+  );
 }
 function layersFigure(v, width) {
   // the schemes' order of densities hardly depends on the net: one density each where there are several
@@ -235,6 +242,8 @@ function layersFigure(v, width) {
     }
   );
 }
+const published = (r) => [r.source, r.place].filter(Boolean).join(", ");
+
 function reportedFigure(v, width) {
   const { board: b, metric } = v,
     d = decimals(metric);
@@ -269,7 +278,7 @@ function reportedFigure(v, width) {
         text: [
           label,
           `${r.model}, density ${r.density}`,
-          `reported ${fixed(r.value, d)}${r.tolerance ? ` \u00b1 ${fixed(r.tolerance, d)}` : ""} (${r.place})`,
+          `reported ${fixed(r.value, d)}${r.tolerance ? ` \u00b1 ${fixed(r.tolerance, d)}` : ""} (${published(r)})`,
           `measured ${fixed(own.mean, d)}${own.half === null ? "" : ` \u00b1 ${fixed(own.half, d)}`}`,
         ],
       })),
@@ -285,7 +294,7 @@ function reportedFigure(v, width) {
       h("td", { class: "number" }, fixed(r.value, d), pm(r.tolerance ?? null, d)),
       h("td", { class: "number" }, told(own, d)),
       h("td", { class: "number" }, signed(own.mean - r.value, d)),
-      h("td", {}, r.place),
+      h("td", {}, published(r)),
     );
   const table = h(
     "details",
@@ -330,4 +339,11 @@ function reportedFigure(v, width) {
     text: `Measured ${metric.title} against published values; on the line they agree. Horizontal bars: how exactly a value could be read from the publication.`,
     after: table,
   };
+}
+
+/** Single a scheme out, or no longer; whether it is now. */
+function pin(id) {
+  if (state.pinned.delete(id)) return false;
+  state.pinned.add(id);
+  return true;
 }

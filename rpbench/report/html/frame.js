@@ -69,7 +69,8 @@ function header(b) {
       ),
   );
 }
-const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const sentence = (text) => text && `${capital(text)}${/[.!?]$/.test(text) ? "" : "."}`;
 
 function facts(b) {
   const metric = b.metrics[0],
@@ -89,7 +90,7 @@ function facts(b) {
       `mean gap to ${b.board.reference} in ${metric.title}, ${metric.unit === "%" ? "points" : metric.higher ? "higher is better" : "lower is better"}, at equal ${b.order === "flops" ? "FLOPs" : "parameters"}`,
     ],
     [
-      `${sentence(b.board.reference).slice(0, -1)} (reference)`,
+      `${capital(b.board.reference)} (reference)`,
       h(
         "ul",
         {},
@@ -150,7 +151,7 @@ function kept(key) {
 
 function open(i) {
   Object.assign(state, { board: i, metric: 0, whole: false });
-  for (const set of [state.nets, state.densities, state.pinned]) set.clear();
+  for (const set of [state.nets, state.densities, state.pinned, state.sorts]) set.clear();
   history.replaceState(null, "", `#${encodeURIComponent(boardTitle(BOARDS[i]))}`);
   draw();
   host.querySelector("[aria-current]").focus();

@@ -1,6 +1,6 @@
 // Numbers as they are written.
 
-const decimals = (metric) => (metric.unit === "%" ? 2 : 4);
+const decimals = (metric) => (metric.unit === "%" ? 2 : 3);
 function fixed(x, digits) {
   if (x === null || x === undefined) return "\u2013";
   const text = Math.abs(x).toFixed(digits);
@@ -25,14 +25,12 @@ const whole = (x) =>
     : Math.round(x)
         .toString()
         .replace(/\B(?=(\d{3})+$)/g, "\u202f");
-const seconds = (x) =>
-  x === null || x === undefined
-    ? "\u2013"
-    : x < 10
-      ? `${trim(x.toFixed(2))}\u202fs`
-      : x < 600
-        ? `${x.toFixed(0)}\u202fs`
-        : `${(x / 60).toFixed(0)}\u202fmin`;
+function seconds(x) {
+  if (x === null || x === undefined) return "\u2013";
+  if (x < 0.1) return `${trim((1000 * x).toPrecision(2))}\u202fms`;
+  if (x < 600) return `${trim(x.toPrecision(x < 10 ? 2 : 3))}\u202fs`;
+  return `${Math.round(x / 60)}\u202fmin`;
+}
 const sparsity = (density) => `${trim((100 * (1 - density)).toFixed(4))}\u202f%`;
 const points = (metric) => (metric.unit === "%" ? "points" : metric.title);
 const half = (e) => (e && e[1] !== null ? (e[2] - e[1]) / 2 : null);

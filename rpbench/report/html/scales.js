@@ -29,6 +29,14 @@ function linear(from, to, n = 5, format = null) {
     ticks: ticks(from, to, n).map((t) => [t, format ? format(t) : fixed(t, digits)]),
   };
 }
+/** More ticks within less than a decade. */
+function finer(from, to) {
+  const found = [];
+  for (let p = Math.floor(from); p <= to; p++)
+    for (const k of [1, 1.5, 2, 3, 4, 5, 7])
+      if (Math.log10(k) + p >= from && Math.log10(k) + p <= to) found.push(k * 10 ** p);
+  return found;
+}
 function logarithmic(values, format) {
   const [low, high] = [Math.min(...values), Math.max(...values)].map(Math.log10);
   const pad = (high - low || 1) * 0.05,
@@ -37,6 +45,7 @@ function logarithmic(values, format) {
   const found = [];
   for (let p = Math.floor(from); p <= to; p++)
     for (const k of [1, 2, 5]) if (Math.log10(k) + p >= from && Math.log10(k) + p <= to) found.push(k * 10 ** p);
+  if (found.length < 3) found.splice(0, 9, ...finer(from, to));
   const kept = found.length > 7 ? found.filter((t) => /^1e/.test(t.toExponential())) : found;
   return {
     at: (x) => (Math.log10(x) - from) / (to - from),
@@ -84,5 +93,5 @@ function yScale(series, band, metric) {
     ...(band ? [reach({ y: band.mean, half: band.half }, 1)] : []),
   );
   const pad = (high - low || 1) * 0.05;
-  return linear(low - pad, high + pad, 6);
+  return linear(low - pad, metric.unit === "%" ? Math.min(high + pad, Math.max(100.4, ...ys)) : high + pad, 6);
 }

@@ -4,6 +4,7 @@ const keptOf = (cell, net) => (net.prunable ? (cell.realised ?? cell.density) * 
 function keptFigure(v, width) {
   const nets = netsOf(v);
   if (nets.length === 1) {
+    if (!sweeps(v)) return null;
     const alone = width > 760;
     const panels = byNet(v, alone ? Math.floor((width - 32) / 2) : width, {
       x: keptOf,
@@ -16,7 +17,11 @@ function keptFigure(v, width) {
       dodge: 2.4,
     });
     return (
-      panels.length > 0 && { panels, beside: alone, text: `${v.metric.title} against the parameters that are kept.` }
+      panels.length > 0 && {
+        panels,
+        beside: alone,
+        text: `${capital(v.metric.title)} against the parameters that are kept.${edges(panels)}`,
+      }
     );
   }
   // one panel per scheme: whether a large sparse net is better than a small dense one of as many weights
@@ -73,7 +78,7 @@ function keptFigure(v, width) {
   );
   return {
     panels,
-    text: `${v.metric.title} against the parameters that are kept, by scheme: nets of different sizes beside the dense ones.`,
+    text: `${capital(v.metric.title)} against the parameters that are kept, by scheme: nets of different sizes beside the dense ones.`,
     after: key,
   };
 }
@@ -133,5 +138,5 @@ function widthFigure(v, width) {
         }),
       );
   }
-  return panels.length > 0 && { panels, text: `${v.metric.title} against width, by density.` };
+  return panels.length > 0 && { panels, text: `${capital(v.metric.title)} against width, by density.` };
 }

@@ -3,159 +3,135 @@
 function drawTables() {
   const v = view(),
     b = v.board;
-  const at = document.getElementById("tables");
   const places = b.ranked.rows.map((place, i) => ({ row: b.rows[place.row], place, i }));
-  const ranked = new Set(places.map((e) => e.row.i));
-  const rest = b.rows.filter((row) => !ranked.has(row.i)).map((row) => ({ row, place: null, i: null }));
-  const sections = [
+  const ranked = new Set(places.map((entry) => entry.row));
+  const rest = b.rows.filter((row) => !ranked.has(row)).map((row) => ({ row, place: null, i: null }));
+  const all = { block: b.ranked, places, rest, contexts: b.contexts };
+  const section = (id, title, text, ...kids) =>
     h(
       "section",
-      { "aria-labelledby": "ranking" },
-      h("h2", { id: "ranking", tabindex: "-1" }, "Ranking"),
-      h("p", { class: "about" }, about(v)),
+      { "aria-labelledby": id },
+      h("h2", { id, tabindex: "-1" }, title),
+      h("p", { class: "about" }, text),
+      kids,
+    );
+  const found = [
+    section(
+      "ranking",
+      "Ranking",
+      about(v),
       h("p", { class: "status", role: "status" }, status(v)),
       scoreTable(v, {
+        ...all,
         name: "Table 1",
         title: `Schemes by their mean gap to ${b.board.reference}`,
-        block: b.ranked,
-        places,
-        rest,
-        contexts: b.contexts,
         parts: ["score", "axes", "cost"],
       }),
       b.not_run.length > 0 && h("p", { class: "note" }, "Not run: ", b.not_run.join(", "), "."),
     ),
   ];
   if (b.common) {
-    const common = b.common.rows.map((place, i) => ({ row: b.rows[place.row], place, i }));
-    sections.push(
-      h(
-        "section",
-        { "aria-labelledby": "common" },
-        h("h2", { id: "common" }, "Ranking on the common cells"),
-        h(
-          "p",
-          { class: "about" },
-          "Schemes that cannot meet some of the budgets have no place above; here every scheme is ranked on the cells that all can meet.",
-        ),
-        scoreTable(v, {
-          name: "Table 2",
-          title: `Every scheme on ${b.common.title}`,
-          block: b.common,
-          places: common,
-          rest: [],
-          contexts: b.common.contexts.map((i) => b.contexts[i]),
-          parts: ["score", "axes"],
-        }),
+    const contexts = b.common.contexts.map((i) => b.contexts[i]);
+    const common = {
+      block: b.common,
+      places: b.common.rows.map((place, i) => ({ row: b.rows[place.row], place, i })),
+      rest: [],
+      contexts,
+    };
+    const text =
+      "Schemes that cannot meet some of the budgets have no place above; here every scheme is ranked on the cells that all can meet.";
+    found.push(
+      section(
+        "common",
+        "Ranking on the common cells",
+        contexts.length ? text : "No cell can be met by all schemes.",
+        contexts.length > 0 &&
+          scoreTable(v, {
+            ...common,
+            name: "Table 2",
+            title: `Every scheme on ${b.common.title}`,
+            parts: ["score", "axes"],
+          }),
       ),
     );
   }
-  sections.push(
-    h(
-      "section",
-      { "aria-labelledby": "cells" },
-      h("h2", { id: "cells" }, "Cells"),
-      h(
-        "p",
-        { class: "about" },
-        "Means over the seeds with the 95\u00a0% t-interval of these seeds alone. Choose a cell for every seed, all metrics and the commands; arrow keys go from cell to cell.",
-      ),
+  const text =
+    "Means over the seeds with the 95\u00a0% t-interval of these seeds alone. Choose a cell for every seed, all metrics and the commands; arrow keys go from cell to cell.";
+  found.push(
+    section(
+      "cells",
+      "Cells",
+      text,
       scoreTable(v, {
-        name: `Table ${sections.length + 1}`,
-        title: `${metricName(v.metric)}, by net and density`,
-        block: b.ranked,
-        places,
-        rest,
-        contexts: b.contexts,
+        ...all,
+        name: `Table ${found.length + 1}`,
+        title: `${capital(metricName(v.metric))}, by net and density`,
         parts: ["cells"],
       }),
     ),
   );
-  at.replaceChildren(...sections);
+  document.getElementById("tables").replaceChildren(...found);
 }
 
 function status(v) {
+  const { board: b } = v,
+    first = b.metrics[0].title;
   if (v.filtered)
-    return `${v.contexts.length} of ${v.board.contexts.length} cells are shown: gaps are plain means over them, without intervals; ranks and steps are those of the whole board.`;
-  if (!v.main)
-    return `Gaps in ${v.metric.title} over all cells${v.board.order === "flops" ? ", at equal parameters" : ""}; ranks and steps are those of ${v.board.metrics[0].title}.`;
-  return "";
+    return `${v.contexts.length} of ${b.contexts.length} cells are shown: gaps are plain means over them, without intervals; what is grey is of the whole board.`;
+  if (v.main) return "";
+  return `Gaps in ${v.metric.title} over all cells${b.order === "flops" ? ", at equal parameters" : ""}; ranks and steps are those of ${first}.`;
 }
 function about(v) {
   if (!v.board.rows.length) return "No scheme has a record yet.";
   const levels = [...new Set(v.board.rows.map((row) => row.level))];
-  return (
-    "Rows that share ranks cannot be told apart (all pairs, Holm, 5\u00a0%). \u227b marks a step to the next row that is separated, \u2248 one that is not; intervals are 95\u00a0%." +
-    (levels.length === 1 && levels[0] ? ` All rows are of level \u201c${levels[0]}\u201d.` : "")
-  );
+  const level = levels.length === 1 && levels[0] ? ` All rows are of level \u201c${levels[0]}\u201d.` : "";
+  return `Rows that share ranks cannot be told apart (all pairs, Holm, 5\u00a0%). \u227b marks a step to the next row that is separated, \u2248 one that is not. Intervals are 95\u00a0%; the first row has the means of ${v.board.board.reference} itself, in italics.${level}`;
 }
 
-/** A table of rows that can be sorted by every column; `rest` are rows without a rank. */
+/** A table of the rows of a block, `places`, and of rows without a rank, `rest`, with the columns of its `parts`. */
 function scoreTable(v, given) {
-  const { name, title, places, rest } = given;
-  const columns = columnsOf(v, given);
-  const bodies = [places, rest].map(
-    (entries, k) =>
-      entries.length > 0 &&
-      h(
-        "tbody",
-        { class: k ? "rest" : "ranked" },
-        k > 0 &&
-          places.length > 0 &&
-          h(
-            "tr",
-            { class: "rule" },
-            h(
-              "th",
-              { scope: "rowgroup", colspan: columns.length + 1 },
-              h("span", {}, "Without a rank: not there on every cell"),
-            ),
-          ),
-        entries.map((entry) => {
-          const line = h(
-            "tr",
-            { class: entry.row.lacks.length ? "lacking" : null },
-            columns.map((c) => c.cell(entry)),
-          );
-          line.entry = entry;
-          return line;
-        }),
-      ),
-  );
-  const groups = [];
-  for (const c of columns)
-    (groups.at(-1)?.name === c.group
-      ? groups.at(-1).columns
-      : groups[groups.push({ name: c.group, columns: [] }) - 1].columns
-    ).push(c);
-  const width = (list) => list.reduce((a, c) => a + (c.span || 1), 0);
-  const heads = columns.map((c) => {
-    const button = h(
-      "button",
-      { type: "button", title: c.title, onclick: () => sort(c, button) },
-      c.head,
-      h("span", { class: "arrow", "aria-hidden": "true" }),
+  const { name, title, places, rest } = given,
+    columns = columnsOf(v, given);
+  const line = (entry) => {
+    const found = h(
+      "tr",
+      {},
+      columns.map((c) => c.cell(entry)),
     );
-    return h("th", { scope: "col", colspan: c.span, class: c.class, "aria-sort": "none" }, button, c.below);
-  });
+    found.entry = entry;
+    return found;
+  };
+  const rule = () =>
+    h(
+      "tr",
+      { class: "rule" },
+      h(
+        "th",
+        { scope: "rowgroup", colspan: columns.length + 1 },
+        h("span", {}, "Without a rank: not there on every cell"),
+      ),
+    );
+  const bodies = [];
+  if (places.length) bodies.push(h("tbody", { class: "ranked" }, places.map(line)));
+  if (rest.length) bodies.push(h("tbody", { class: "rest" }, places.length > 0 && rule(), rest.map(line)));
+  const heads = columns.map((c) =>
+    h(
+      "th",
+      { scope: "col", colspan: c.span, class: c.class, "aria-sort": "none" },
+      h(
+        "button",
+        { type: "button", title: c.title, onclick: () => sort(c) },
+        c.head,
+        h("span", { class: "arrow", "aria-hidden": "true" }),
+      ),
+      c.below,
+    ),
+  );
   const table = h(
     "table",
-    { class: "score" },
+    { class: places.length + rest.length > 30 ? "score tall" : "score" },
     h("caption", {}, h("b", {}, `${name}. `), title),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        { class: "groups" },
-        groups.map((g) =>
-          g.name
-            ? h("th", { scope: "colgroup", colspan: width(g.columns) }, h("span", {}, g.name))
-            : h("td", { colspan: width(g.columns) }),
-        ),
-      ),
-      h("tr", {}, heads),
-    ),
+    h("thead", {}, h("tr", { class: "groups" }, groupHeads(columns)), h("tr", {}, heads)),
     h(
       "tbody",
       { class: "dense" },
@@ -167,16 +143,12 @@ function scoreTable(v, given) {
     ),
     bodies,
   );
-  const sort = (column, button) => {
-    const th = button.parentNode,
-      was = th.getAttribute("aria-sort");
-    const up = was === "none" ? column.first !== "descending" : was === "descending";
-    heads.forEach((other) =>
-      other.setAttribute("aria-sort", other === th ? (up ? "ascending" : "descending") : "none"),
+  const apply = (column, up) => {
+    heads.forEach((head, i) =>
+      head.setAttribute("aria-sort", columns[i] !== column ? "none" : up ? "ascending" : "descending"),
     );
     for (const body of bodies) {
-      if (!body) continue;
-      const lines = [...body.querySelectorAll("tr")].filter((line) => line.entry);
+      const lines = [...body.rows].filter((row) => row.entry);
       body.append(
         ...lines.sort(
           (x, y) =>
@@ -187,9 +159,30 @@ function scoreTable(v, given) {
     }
     table.classList.toggle("sorted", !(column.id === "rank" && up));
   };
-  heads[0].setAttribute("aria-sort", "ascending");
+  const sort = (column) => {
+    const now = heads[columns.indexOf(column)].getAttribute("aria-sort");
+    const up = now === "none" ? column.first !== "descending" : now === "descending";
+    state.sorts.set(name, [column.id, up]);
+    apply(column, up);
+  };
+  const [id, up] = state.sorts.get(name) || ["rank", true],
+    kept = columns.find((c) => c.id === id);
+  apply(kept || columns[0], kept ? up : true);
   roam(table);
-  return h("div", { class: "box", role: "region", "aria-label": name, tabindex: "0" }, table);
+  return box(name, table);
+}
+const box = (name, ...kids) => h("div", { class: "box", role: "region", "aria-label": name, tabindex: "0" }, kids);
+
+/** Heads over columns that follow each other in one group. */
+function groupHeads(columns) {
+  const found = [];
+  for (const c of columns) {
+    if (found.at(-1)?.name !== c.group) found.push({ name: c.group, width: 0 });
+    found.at(-1).width += c.span || 1;
+  }
+  return found.map(({ name, width }) =>
+    name ? h("th", { scope: "colgroup", colspan: width }, h("span", {}, name)) : h("td", { colspan: width }),
+  );
 }
 /** Rows without a value come last, whichever way the column is sorted. */
 function compare(a, b, up) {
@@ -199,35 +192,24 @@ function compare(a, b, up) {
 
 /** One stop of the Tab key for all cells of a table; arrow keys go from cell to cell. */
 function roam(table) {
-  const buttons = () => [...table.querySelectorAll("button.cell")];
-  const first = buttons()[0];
-  if (!first) return;
-  first.tabIndex = 0;
-  const go = (to) => {
-    if (!to) return;
-    buttons().forEach((button) => {
-      button.tabIndex = button === to ? 0 : -1;
-    });
-    to.focus();
-  };
-  table.addEventListener(
-    "focusin",
-    (e) =>
-      e.target.matches("button.cell") &&
-      buttons().forEach((button) => {
-        button.tabIndex = button === e.target ? 0 : -1;
-      }),
-  );
-  table.addEventListener("keydown", (e) => {
-    if (!e.target.matches("button.cell") || !/^Arrow/.test(e.key)) return;
-    e.preventDefault();
-    const line = e.target.closest("tr"),
-      own = [...line.querySelectorAll("button.cell")];
-    if (e.key === "ArrowLeft" || e.key === "ArrowRight")
-      return go(own[own.indexOf(e.target) + (e.key === "ArrowRight" ? 1 : -1)]);
-    const lines = [...table.querySelectorAll("tr")].filter((other) => other.querySelector("button.cell"));
-    const to = lines[lines.indexOf(line) + (e.key === "ArrowDown" ? 1 : -1)];
-    const at = to && [...to.querySelectorAll("button.cell")];
-    go(at && (at.find((button) => button.dataset.context === e.target.dataset.context) || at[0]));
+  const cells = (within) => [...within.querySelectorAll("button.cell")];
+  const stop = (at) => cells(table).forEach((button) => (button.tabIndex = button === at ? 0 : -1));
+  stop(cells(table)[0]);
+  table.addEventListener("focusin", (event) => event.target.matches("button.cell") && stop(event.target));
+  table.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key],
+      from = event.target;
+    if (!by || !from.matches("button.cell")) return;
+    event.preventDefault();
+    const line = from.closest("tr"),
+      own = cells(line);
+    let to = own[own.indexOf(from) + by];
+    if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      const lines = [...table.rows].filter((row) => cells(row).length),
+        next = lines[lines.indexOf(line) + by];
+      const below = next ? cells(next) : [];
+      to = below.find((button) => button.dataset.context === from.dataset.context) || below[0];
+    }
+    to?.focus();
   });
 }
