@@ -96,7 +96,7 @@ function gapCells(v, entry, gap, bars) {
   if (value === null && !entry.place) {
     const more = lacks.length > 1 ? ` and ${lacks.length - 1} more` : "";
     const why = lacks.length
-      ? `lacks ${clipped(lacks[0], 60)}${more}`
+      ? `${v.board.order === "flops" ? "" : "lacks "}${clipped(lacks[0], 60)}${more}`
       : v.filtered
         ? "infeasible on some of the shown cells"
         : "infeasible on some cells: see table 2";
