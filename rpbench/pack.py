@@ -40,6 +40,13 @@ class End:
     refused: str = ""
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended without a result for a reason of its own: not for being stopped."""
+        if self.outcome is None:
+            return not self.refused.startswith("stopped")
+        return self.outcome.record.status in ("failed", "diverged")
+
+    @property
     def word(self) -> str:
         """How it ended, in a few words."""
         if self.outcome is None:

@@ -107,7 +107,7 @@ class Several:
 
     def ended(self, index: int, end: End) -> None:
         self.ends += 1
-        self.failed += end.outcome is None or end.outcome.record.status in ("failed", "diverged")
+        self.failed += end.failed
         if one := self.running.pop(index, None):
             one.close()
         if self.bar is not None:
