@@ -234,6 +234,8 @@ def run_processes(asked: Sequence[Asked], wish: Wish, team: Team, watch: Watch) 
                         worker.give(waiting, asked)
     finally:
         for worker in workers:
+            worker.connection.close()  # who waits for cells ends by himself, and leaves nothing behind
+        for worker in workers:
             worker.close()
     if caught and any(end.outcome is None for end in ends):
         raise Interrupted(caught[-1])
@@ -300,8 +302,9 @@ class _Worker:
             yield from ((index, End(None, why)) for index in lost)
 
     def close(self) -> None:
-        """End it: at once, as it has nothing left to do."""
+        """End it: it has nothing left to do."""
         self.connection.close()
+        self.process.join(timeout=0 if self.open else 5)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
