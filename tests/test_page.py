@@ -365,7 +365,7 @@ def test_hostile_names_do_nothing(show: Any) -> None:
     assert tab.js("document.title") == "digits \u2013 rpbench"
 
 
-@pytest.mark.parametrize("width", [360, 800, 1400])
+@pytest.mark.parametrize("width", [360, pytest.param(800, marks=pytest.mark.slow), 1400])
 def test_only_tables_scroll_sideways(show: Any, mixed: Sheet, digits: Sheet, width: int) -> None:
     long = hostile(load_board("digits"))
     for sheets in ((mixed, digits), (long,)):
@@ -453,7 +453,9 @@ def test_boards_are_switched(show: Any, mixed: Sheet, digits: Sheet) -> None:
     assert tab.js("document.title") == "digits \u2013 rpbench"
 
 
-@pytest.mark.parametrize("shape", ["empty", "no reference", "one seed", "forty rows", "one cell"])
+@pytest.mark.parametrize(
+    "shape", ["empty", "no reference", "one seed", "one cell", pytest.param("forty rows", marks=pytest.mark.slow)]
+)
 def test_boards_of_every_shape(show: Any, shape: str) -> None:
     def change(wanted: Wanted, record: dict[str, Any]) -> dict[str, Any] | None:
         if shape == "empty" or (shape == "no reference" and wanted.who.scheme == "dense"):

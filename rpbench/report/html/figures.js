@@ -7,7 +7,7 @@ function drawFigures(paper = null) {
   const v = view(),
     at = document.getElementById("figures");
   drawn = 0;
-  const found = MAKERS.map((make) => make(v, paper || Math.floor(at.clientWidth))).filter(Boolean);
+  const found = MAKERS.map((make) => make(v, paper || Math.floor(at.getBoundingClientRect().width))).filter(Boolean);
   if (!found.length) return at.replaceChildren();
   const figure = ({ panels, text, after, beside }, i) =>
     h(
