@@ -219,6 +219,7 @@ WRONG = {
     "seed": (["sweep", "digits", "--seed", "9"], "has no seed 9: there is 0, 1, 2, 3, 4"),
     "images": (["sweep", "cifar10-cpu", "--store", "STORE"], "cifar10"),
     "store": (["status", "digits", "--store", "STORE"], "there is no store"),
+    "a board of reports": (["report", "digts", "--store", "STORE"], "no board 'digts': did you mean 'digits'"),
     "report": (["report", "digits", "--store", "STORE"], "there is no store"),
     "format": (["report", "digits", "--format", "pdf"], "Invalid value for '--format'"),
 }

@@ -352,11 +352,11 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     from rpbench.selection import select
 
     sheets, read = [], None
-    for name in given["boards"] or board_names():
+    plans = [(name, expand(load_board(name))) for name in given["boards"] or board_names()]
+    for name, plan in plans:
         if read is None or given["leaderboard"]:
             store, parts = _records(given, name)
             read = merged(parts)
-        plan = expand(load_board(name))
         chosen = select(plan, read.entries, read.faults)
         if chosen.places or given["boards"]:
             sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
