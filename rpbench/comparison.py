@@ -12,7 +12,7 @@ from rpbench.board import Context
 from rpbench.entries import Entry
 from rpbench.errors import UnknownName, UsageError
 from rpbench.ranking import Row, Sheet, difference, metric_of
-from rpbench.stats import Estimate, Pooled, example_se, seeds_needed
+from rpbench.stats import Estimate, McNemar, Pooled, example_se, mcnemar, seeds_needed
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Comparison:
     pooled: Pooled | None
     seeds: int
     examples: float | None  # standard error that the draw of test images adds, in the metric's unit
+    images: McNemar | None = None  # of two single runs: images that only the first has right, only the second, p
 
     @property
     def better(self) -> float | None:
@@ -58,9 +59,12 @@ def compare(sheet: Sheet, a: str, b: str, store: Path | None = None) -> Comparis
     first, second = _row(sheet, a), _row(sheet, b)
     found, contexts, pooled = difference(sheet, first, second)
     seeds = min((len(c.values) for r in (first, second) for c in r.cells if c.context in contexts), default=0)
-    noise = _examples(sheet, first, second, contexts, store) if store and sheet.metric.key == "top1" else None
-    board = sheet.plan.board.name
-    return Comparison(board, sheet.metric.key, a, b, found, contexts, len(sheet.plan.contexts), pooled, seeds, noise)
+    noise, images = None, None
+    if store and sheet.metric.key == "top1":
+        noise = _examples(sheet, first, second, contexts, store)
+        images = _images(first, second, contexts, store)
+    board, cells = sheet.plan.board.name, len(sheet.plan.contexts)
+    return Comparison(board, sheet.metric.key, a, b, found, contexts, cells, pooled, seeds, noise, images)
 
 
 def _row(sheet: Sheet, label: str) -> Row:
@@ -99,6 +103,15 @@ def _examples(sheet: Sheet, a: Row, b: Row, contexts: Sequence[Context], store: 
     return math.sqrt(sum(parts)) * sheet.metric.scale if parts else None
 
 
+def _images(a: Row, b: Row, contexts: Sequence[Context], store: Path) -> McNemar | None:
+    """McNemar's test on the test images, where one run stands against one: seeds tell nothing of noise there."""
+    runs = [[e for c in contexts for e in _entries(row, c)] for row in (a, b)]
+    if [len(side) for side in runs] != [1, 1]:
+        return None
+    first, second = (_outcomes(side[0], store) for side in runs)
+    return None if first is None or second is None or len(first) != len(second) else mcnemar(first, second)
+
+
 def _entries(row: Row, context: Context) -> tuple[Entry, ...]:
     return next(c.entries for c in row.cells if c.context == context)
 
@@ -127,7 +140,12 @@ def words(c: Comparison) -> str:
     half = c.difference.half()
     value = abs(c.difference.value)
     if half is None:
-        return f"{c.a} and {c.b} differ by {value:.2f} {unit} {where}; one seed tells nothing about noise"
+        text = f"{c.a} and {c.b} differ by {value:.2f} {unit} {where}; one seed tells nothing about noise"
+        if c.images is None:
+            return text
+        return (
+            f"{text} (test images that only one has right: {c.images.b} and {c.images.c}, McNemar p = {c.images.p:.2g})"
+        )
     if not c.separated:
         text = f"{c.a} and {c.b} cannot be separated {where}: {c.difference.value:+.2f} ± {half:.2f} {unit}"
         more = f"; {c.needed} seeds would separate {value:.2g}" if c.needed else ""
@@ -144,6 +162,7 @@ def comparison_json(c: Comparison) -> dict[str, Any]:
         "board": c.board, "metric": c.metric, "a": c.a, "b": c.b, "difference": estimate_json(c.difference),
         "separated": c.separated, "cells": [context_json(x) for x in c.contexts], "seeds": c.seeds,
         "seeds_needed": c.needed, "pooled": pooled_json(c.pooled), "examples_se": number(c.examples),
+        "mcnemar": None if c.images is None else {"a": c.images.b, "b": c.images.c, "p": number(c.images.p)},
         "words": words(c),
     }  # fmt: skip
 

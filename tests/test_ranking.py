@@ -285,3 +285,21 @@ def test_as_json(tmp_path: Path) -> None:
     told = json.dumps(sheet_json(sheet(plan, entries)), allow_nan=False)
     assert told == json.dumps(sheet_json(sheet(plan, entries[::-1])), allow_nan=False)
     assert json.loads(told)["ranked"]["rows"][0]["score"]["value"] is not None
+
+
+def test_single_runs_are_compared_by_their_test_images(tmp_path: Path) -> None:
+    plan = synthetic.plan(grid={"densities": (0.1,), "schemes": ("erk", "er")}, seeds=(0,))
+    entries = entries_of(plan, lambda w: 0.9 - 0.1 * (w.label == "er"))
+    right = np.arange(100) >= 10
+    for e in entries:
+        folder = tmp_path / e.place / "outputs" / "selected"
+        folder.mkdir(parents=True)
+        logits = np.eye(2)[(right if e.scheme == "erk" else np.roll(right, 30) & right).astype(int)]
+        np.savez_compressed(folder / "test.npz", logits=logits, labels=np.ones(100, dtype=np.int64))
+    found = compare(sheet(plan, entries), "erk", "er", tmp_path)
+    assert found.images is not None
+    assert (found.images.b, found.images.c) == (10, 0)
+    assert "McNemar p = 0.002" in words(found)
+    assert found.examples == pytest.approx(100 * math.sqrt(0.1 * 0.9 / 99))
+    (tmp_path / entries[-1].place / "outputs" / "selected" / "test.npz").unlink()
+    assert compare(sheet(plan, entries), "erk", "er", tmp_path).images is None

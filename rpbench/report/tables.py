@@ -96,7 +96,13 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
     for i, row in enumerate(block.rows):
         step, apart = (block.steps[i], block.apart[i]) if i < len(block.steps) else (None, False)
         told = "" if step is None else f"{signed(step.value, digits)}{'*' if apart else ' '}"
-        scores = [_rank(row), escape(_named(row)), gap(row.score, digits), told, *(_axis(row, key) for key in axes)]
+        scores = [
+            _rank(row),
+            escape(_named(row)),
+            f"{gap(row.score, digits)}{_star(row)}",
+            told,
+            *(_axis(row, key) for key in axes),
+        ]
         rows.append([*scores, percent(row.mean("flops")), percent(row.mean("effective")), _cost(row)])
     unit = "points" if sheet.metric.unit else sheet.metric.title
     titles = [_short(key) for key in axes]
@@ -125,7 +131,7 @@ def _legend(sheet: Sheet, block: Block) -> str:
     lines = [
         f"gap: mean {where} {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
         "gaps, in points. rank: ties share one, with the places that the data allow. next: so much above the next "
-        "row, * where separated (Holm over all pairs, 5 %).",
+        f"row. *: separated from {sheet.plan.board.reference}, or from the next row (Holm over all of them, 5 %).",
     ]
     if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
         sd, cells = block.pooled.var**0.5, len(block.contexts)
@@ -141,6 +147,11 @@ def _rank(row: Row) -> str:
         return "-"
     place = row.rank
     return str(place.rank) if place.low == place.high else f"{place.low}-{place.high}"
+
+
+def _star(row: Row) -> str:
+    """Whether a row is separated from the reference, in the family of all ranked rows."""
+    return " " if row.p is None or row.p > 0.05 else "*"
 
 
 def _named(row: Row) -> str:
