@@ -285,8 +285,8 @@ def expand(board: Board, choice: Choice | None = None) -> Plan:
     _check_choice(board, choice)
     cells = sorted(found.values(), key=lambda w: (w.seeds.run, w.asked["scheme"] != board.reference))
     labels = {w.who: w.label for w in cells}
-    kept = [c for c in contexts if not choice.models or c.model in choice.models]
-    kept = [c for c in kept if not choice.densities or c.density in choice.densities]
+    there = {w.context for w in cells}
+    kept = [c for c in contexts if c in there]
     return Plan(board, tuple(cells), tuple(kept), specs, {t.name: t for t in tasks.values()}, labels)
 
 
@@ -307,15 +307,16 @@ def _check_choice(board: Board, choice: Choice) -> None:
 def _cells(board: Board, grid: Grid, task: Task, choice: Choice) -> Iterator[Wanted]:
     models = [m for m in grid.models if not choice.models or m in choice.models]
     seeds = [s for s in grid.seeds or board.seeds if not choice.seeds or s in choice.seeds]
-    for sampler in choice.samplers or grid.samplers:
+    for drawn in choice.samplers or grid.samplers:
         for scheme, own in _schemes(board, grid, choice):
-            if sampler != "exact" and (own is not None or not _fits(scheme, sampler)):
-                continue  # where everything is kept nothing is drawn; `scored` needs scores
+            sampler = drawn if own is None else "exact"  # where everything is kept nothing is drawn
+            if not _fits(scheme, sampler):
+                continue  # `scored` needs scores
             who, label = _who(scheme, sampler)
             wanted = [d for d in grid.densities if not choice.densities or d in choice.densities]
             for model in models:
                 for density in [own] if own is not None else wanted:
-                    for streams in _streams(grid, seeds, drawn=own is None):
+                    for streams in _streams(board, grid, seeds, drawn=own is None):
                         context = Context(task.name, resolve(model, task.family).name, density)
                         asked = {"task": grid.task, "model": model, "scheme": scheme, "density": density}
                         asked |= {"sampler": sampler, "seed": streams.run, "precision": board.precision}
@@ -340,14 +341,14 @@ def every_baseline() -> list[str]:
     return [name for name in names("baselines", ".py") if not outline(name).needs]
 
 
-def _streams(grid: Grid, seeds: Sequence[int], drawn: bool) -> Iterator[Seeds]:
-    """The seeds of a grid's runs. Where every weight is kept no mask is drawn: there is nothing to vary."""
+def _streams(board: Board, grid: Grid, seeds: Sequence[int], drawn: bool) -> Iterator[Seeds]:
+    """The seeds of a grid's runs, those of `seeds`. Where every weight is kept no mask is drawn: it does not vary."""
     if not grid.vary:
         yield from (Seeds(s, init=s, mask=s, order=s) for s in seeds)
         return
-    first, seen = (grid.seeds or seeds)[0] if seeds else 0, set()
+    first, seen = (grid.seeds or board.seeds)[0], set()
     for name in grid.vary:
-        for seed in seeds if drawn or name != "mask" else ():
+        for seed in seeds if drawn or name != "mask" else [s for s in seeds if s == first]:
             one = Seeds(**({"run": first, "init": first, "mask": first, "order": first} | {name: seed}))
             if one not in seen:
                 seen.add(one)

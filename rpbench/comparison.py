@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from rpbench.board import Context
 from rpbench.entries import Entry
@@ -124,7 +126,7 @@ def _outcomes(e: Entry, store: Path) -> Any:
         with np.load(store / e.place / "outputs" / "selected" / "test.npz", allow_pickle=False) as kept:
             predicted = kept["logits"].argmax(1) if "logits" in kept else kept["prediction"]
             return predicted == kept["labels"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error):
         return None
 
 

@@ -103,5 +103,5 @@ def read_sign(folder: Path) -> Sign | None:
     """The last sign of life in a cell's folder; None where there is none that can be read."""
     try:
         return Sign.model_validate_json((folder / NAME).read_text())
-    except (OSError, ValidationError):
+    except (OSError, UnicodeDecodeError, ValidationError):
         return None

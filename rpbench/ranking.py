@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rpbench.board import Context, Plan, Who
 from rpbench.entries import Entry, Fault
@@ -122,13 +122,16 @@ class Row:
     def cell(self, context: Context) -> Cell:
         return next(c for c in self.cells if c.context == context)
 
-    def mean(self, name: str) -> float | None:
-        """The mean of a cost over the row's cells: flops, effective, realised."""
-        return _mean(v for v in (getattr(cell, name) for cell in self.cells) if v is not None)
+    def mean(self, name: str, contexts: Sequence[Context] | None = None) -> float | None:
+        """The mean of a cost over the row's cells, or those in `contexts`: flops, effective, realised."""
+        return _mean(v for cell in self._within(contexts) if (v := getattr(cell, name)) is not None)
 
-    def cost(self, name: str) -> float | None:
+    def cost(self, name: str, contexts: Sequence[Context] | None = None) -> float | None:
         """The mean over the row's records of what one of them took: scheme_seconds, batches, seconds, ..."""
-        return _mean(v for c in self.cells for e in c.entries if (v := getattr(e, name)) is not None)
+        return _mean(v for c in self._within(contexts) for e in c.entries if (v := getattr(e, name)) is not None)
+
+    def _within(self, contexts: Sequence[Context] | None) -> list[Cell]:
+        return [cell for cell in self.cells if contexts is None or cell.context in contexts]
 
 
 @dataclass(frozen=True)
@@ -322,12 +325,22 @@ def _row(
     marks = [SINGLE] if alone and all(alone) else []
     skipped = sorted({s for c in cells for e in c.entries for s in e.skipped})
     marks += [f"without {', '.join(skipped)}"] if skipped else []
-    worlds = {e.world_size for c in cells for e in c.entries if e.world_size > 1}
-    marks += [f"{', '.join(map(str, sorted(worlds)))} processes"] if worlds else []
+    marks += _divided(cells)
     row = Row(who, selection.labels[who], cells, marks=tuple(marks), lacks=tuple(lacks))
     levels = {e.level for c in cells for e in c.entries}
-    found = _matching(plan, row, reference)
+    found = _matching(plan, row, reference) if metric.key == plan.board.metric else {}  # whose margin it is
     return _with(row, matching=found, luck=_luck(cells), level=min(levels, default="", key=LEVELS.index))
+
+
+def _divided(cells: Sequence[Cell]) -> list[str]:
+    """How batches were divided, if they were: normalisation then sees the parts."""
+    entries = [e for c in cells for e in c.entries]
+    found = []
+    if worlds := {e.world_size for e in entries if e.world_size > 1}:
+        found.append(f"{', '.join(map(str, sorted(worlds)))} processes")
+    if parts := {e.micro_batch for e in entries if e.micro_batch is not None}:
+        found.append(f"micro-batches of {', '.join(map(str, sorted(parts)))}")
+    return found
 
 
 def _luck(cells: Sequence[Cell]) -> dict[str, StreamVariance | None]:
@@ -426,14 +439,14 @@ def _estimate(
     paired: bool,
 ) -> Estimate | None:
     """A sum of rows' scores, each with a factor: 1 row is its gap, two with 1 and -1 their difference."""
-    told: list[tuple[Group, Sequence[float], float]] = []
+    told: list[tuple[Results, float]] = []
     joint: dict[Net, float] = {}
     for row, w, factor in parts:
         for context, weight in w.own.items():
             found = groups.own(row, context)
             if found is None:
                 return None
-            told.append((*found, factor * weight))
+            told.append((found, factor * weight))
         for net, weight in w.reference.items():
             joint[net] = joint.get(net, 0.0) + factor * weight
     for net, weight in joint.items():
@@ -441,10 +454,18 @@ def _estimate(
             found = groups.reference(net)
             if found is None:
                 return None
-            told.append((*found, weight))
-    if paired and len({len(values) for _, values, _ in told}) == 1:
-        return paired_contrast([values for _, values, _ in told], [w for *_, w in told])
-    return contrast([g for g, _, _ in told], [w for *_, w in told], pooled)
+            told.append((found, weight))
+    if paired and len({r.seeds for r, _ in told}) == 1 and len(told[0][0].seeds) > 1:
+        return paired_contrast([r.values for r, _ in told], [w for _, w in told])
+    return contrast([r.group for r, _ in told], [w for _, w in told], pooled)
+
+
+class Results(NamedTuple):
+    """Results of one metric in one cell, by seed."""
+
+    group: Group
+    values: tuple[float, ...]
+    seeds: tuple[Seeds, ...]
 
 
 @dataclass(frozen=True)
@@ -453,21 +474,22 @@ class _Groups:
 
     metric: Metric
     dense: _Reference
-    seen: dict[int, tuple[Group, tuple[float, ...]] | None] = field(default_factory=dict)
+    seen: dict[int, Results | None] = field(default_factory=dict)
 
-    def own(self, row: Row, context: Context) -> tuple[Group, tuple[float, ...]] | None:
+    def own(self, row: Row, context: Context) -> Results | None:
         return self._told(row.cell(context), context[:2])
 
-    def reference(self, net: Net) -> tuple[Group, tuple[float, ...]] | None:
+    def reference(self, net: Net) -> Results | None:
         cell = self.dense.cells.get(net)
         return self._told(cell, net) if cell else None
 
-    def _told(self, cell: Cell, net: Net) -> tuple[Group, tuple[float, ...]] | None:
+    def _told(self, cell: Cell, net: Net) -> Results | None:
         if id(cell) not in self.seen:
             sets = self.dense.sets(net)
             values = [value_of(e, self.metric, sets) for e in cell.entries]
             known = tuple(v for v in values if v is not None)
-            self.seen[id(cell)] = (group(known), known) if known and len(known) == len(values) else None
+            whole = known and len(known) == len(values)
+            self.seen[id(cell)] = Results(group(known), known, cell.seeds) if whole else None
         return self.seen[id(cell)]
 
 
@@ -528,8 +550,8 @@ def _turned(e: Estimate | None, sign: int) -> Estimate | None:
 
 def _absolute(row: Row, w: Weights, groups: _Groups) -> float | None:
     """The row's weighted mean, with the reference's where it is known: orders rows even without a reference."""
-    parts = [(g[0].mean, x) for c, x in w.own.items() if (g := groups.own(row, c))]
-    parts += [(g[0].mean, x) for n, x in w.reference.items() if (g := groups.reference(n))]
+    parts = [(g.group.mean, x) for c, x in w.own.items() if (g := groups.own(row, c))]
+    parts += [(g.group.mean, x) for n, x in w.reference.items() if (g := groups.reference(n))]
     return math.fsum(m * x for m, x in parts) if parts else None
 
 
@@ -537,8 +559,8 @@ def _spread(weighed: Sequence[tuple[Row, Weights]], groups: _Groups) -> list[Gro
     return [g for row, w in weighed for c in w.own if (g := _first(groups.own(row, c)))]
 
 
-def _first(found: tuple[Group, tuple[float, ...]] | None) -> Group | None:
-    return found[0] if found else None
+def _first(found: Results | None) -> Group | None:
+    return found.group if found else None
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
@@ -582,6 +604,7 @@ def _matching(plan: Plan, row: Row, reference: _Reference) -> dict[Net, Crossing
     found = {}
     for net, dense in reference.cells.items():
         cells = [c for c in row.cells if c.context[:2] == net and c.state == "ok" and c.gap and c.group]
+        cells = [c for c in cells if c.context.density < 1]
         cells.sort(key=lambda c: -c.context.density)
         if len(cells) < 2 or dense.group is None:
             continue
@@ -590,12 +613,14 @@ def _matching(plan: Plan, row: Row, reference: _Reference) -> dict[Net, Crossing
         sign = metric_of(plan.board.metric).sign
         known = all(t.se is not None for t in told)
         shared = contrast([dense.group], [1.0], noise).se if known else None
+        # equal dense results have no noise of their own beside others, but the pooled one when they stand alone
+        shared = min(shared or 0.0, *(t.se or 0.0 for t in told))
         found[net] = crossing(
             [1 - c.context.density for c in cells],
             [sign * t.value for t in told],
             [t.se or 0.0 for t in told] if known else None,
             plan.board.margin,
-            shared=shared or 0.0,
+            shared=shared,
             df=min((t.df for t in told if t.df is not None), default=math.inf),
         )
     return found
@@ -608,6 +633,10 @@ def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order) -> It
             yield f"{name} {task} {model} is not there: no gaps to it"
         elif cell.missing:
             yield f"{name} {task} {model} has {len(cell.seeds)} of {len(cell.seeds) + len(cell.missing)} seeds"
+        if divided := _divided([cell]):
+            yield f"{name} {task} {model}: {', '.join(divided)}"
+    if any(grid.vary for grid in plan.board.grids):
+        yield "one random stream varies at a time: runs share the others, and intervals of gaps are too narrow"
     pooled = ranked.pooled
     if pooled is not None and not pooled.homogeneous:
         yield f"seed variances differ (p = {pooled.p:.3g}): intervals and ranks use each cell's own (Welch)"

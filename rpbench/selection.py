@@ -11,6 +11,7 @@ from rpbench.board import Context, Plan, Who
 from rpbench.catalog import is_shelved_sampler, names, outline, sampler_names
 from rpbench.entries import Entry, Fault
 from rpbench.errors import UsageError
+from rpbench.models import resolve
 from rpbench.record import canonical
 from rpbench.streams import Seeds
 
@@ -46,12 +47,21 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     shelved = Shelved.now()
     compared = set(plan.contexts)
     mine = [e for e in entries if (e.task, e.model, e.density) in (wanted if e.scheme == reference else compared)]
-    # the reference first: whose net another record must have
-    for e in sorted(mine, key=lambda e: (e.scheme != reference, e.run_id, e.place)):
+    sources = _model_sources(plan)
+
+    def order(e: Entry) -> tuple[Any, ...]:
+        # the reference first: whose net another record must have; then what has a result, at the whole batch
+        return e.scheme != reference, e.status == "failed", e.micro_batch is not None, e.run_id, e.place
+
+    for e in sorted(mine, key=order):
         context = Context(e.task, e.model, e.density)
         who = who_of(e, shelved)
+        if (own := who._replace(source=e.scheme_source)) in plan.labels:
+            who = own  # a file of one's own that is named as one on the shelf
         place = places.get(who, {}).get(context, Place())
-        why = _objection(plan, e, shelved)
+        why = _objection(plan, e, who, shelved)
+        if not why and e.model_source != sources[context[:2]]:
+            why = f"of another source of model {e.model} than today's"
         if not why and e.prunable != prunable.setdefault(context[:2], e.prunable):
             why = (
                 f"has {e.prunable:,} prunable weights, not the {prunable[context[:2]]:,} of other records of {e.model}"
@@ -91,7 +101,13 @@ def who_of(e: Entry, shelved: Shelved) -> Who:
     return Who(e.scheme, e.scheme_args, own, e.sampler, e.sampler_args, drawn)
 
 
-def _objection(plan: Plan, e: Entry, shelved: Shelved) -> str:
+def _model_sources(plan: Plan) -> dict[tuple[str, str], str]:
+    """The hash of each net's file, '' for those that rpbench has itself."""
+    nets = {(w.context.task, w.context.model) for w in plan.cells}
+    return {(task, model): resolve(model, plan.tasks[task].family).source for task, model in nets}
+
+
+def _objection(plan: Plan, e: Entry, who: Who, shelved: Shelved) -> str:
     """Why a record cannot be compared on this board; '' if it can."""
     if e.spec != plan.specs[e.task]:
         return (
@@ -107,7 +123,7 @@ def _objection(plan: Plan, e: Entry, shelved: Shelved) -> str:
     ):
         if value != right:
             return f"{word} is {value}, the board's is {right}"
-    if e.scheme in shelved.schemes and e.scheme_source != outline(e.scheme).source_hash:
+    if not who.source and e.scheme in shelved.schemes and e.scheme_source != outline(e.scheme).source_hash:
         return f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
     budget = round(e.density * e.prunable)
     if e.status == "ok" and e.kept != budget:

@@ -118,3 +118,22 @@ def test_boards_are_listed() -> None:
     assert done.exit_code == 0
     assert "digits" in done.output
     assert "cifar10-cpu" in CliRunner().invoke(main, ["show", "cifar10-cpu"]).output
+
+
+def test_a_sampler_of_a_grid_leaves_the_reference_and_cells_that_are_there() -> None:
+    drawn = synthetic.plan(grid={"samplers": ("bernoulli",), "schemes": ("erk",)})
+    assert {w.label for w in drawn.cells} == {"dense", "erk + bernoulli"}
+    scored = synthetic.plan(grid={"samplers": ("scored",), "schemes": ("erk",)})
+    assert {w.label for w in scored.cells} == {"dense"}
+    assert scored.contexts == ()  # what no cell stands in is not compared
+
+
+def test_one_seed_of_a_varied_board_is_one_of_its_cells() -> None:
+    for vary in (("mask", "init"), ("mask",)):
+        board = synthetic.board(grid={"vary": vary, "schemes": ("erk",), "densities": (0.1,)}, seeds=(0, 1, 2))
+        whole = {w[:3] for w in expand(board).cells}
+        assert any(who.scheme == "dense" for _, who, _ in whole)
+        for seed in (0, 1):
+            some = {w[:3] for w in expand(board, Choice(seeds=(seed,))).cells}
+            assert some < whole
+            assert len([w for w in some if w[1].scheme == "erk"]) == (1 if seed == 0 else len(vary))

@@ -13,7 +13,7 @@ import pytest
 import synthetic
 from scipy import stats as scipy_stats
 
-from rpbench.board import Plan, Wanted
+from rpbench.board import Choice, Plan, Wanted, expand
 from rpbench.comparison import compare, words
 from rpbench.entries import Entry, entry
 from rpbench.errors import UnknownName, UsageError
@@ -303,3 +303,89 @@ def test_single_runs_are_compared_by_their_test_images(tmp_path: Path) -> None:
     assert found.examples == pytest.approx(100 * math.sqrt(0.1 * 0.9 / 99))
     (tmp_path / entries[-1].place / "outputs" / "selected" / "test.npz").unlink()
     assert compare(sheet(plan, entries), "erk", "er", tmp_path).images is None
+
+
+def test_reports_of_the_reference_alone_and_of_schemes_without_a_density_below_one() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1, 0.3, 1.0), "schemes": ("erk",)})
+    found = sheet(plan, entries_of(plan, synthetic.noisy({"erk": -0.01})))
+    (crossed,) = found.ranked.rows[0].matching.values()
+    assert crossed.low is not None
+    only = expand(synthetic.board(), Choice(schemes=("dense",)))
+    chosen = select(only, entries_of(synthetic.plan(), lambda w: 0.9))
+    assert {who.scheme for who in chosen.places} == {"dense"}
+
+
+def test_matching_sparsities_where_dense_results_are_equal_and_variances_are_not() -> None:
+    plan = synthetic.plan(grid={"densities": (0.05, 0.1, 0.3), "schemes": ("erk",)}, seeds=tuple(range(5)))
+    spread = {1.0: 0.0, 0.3: 1e-5, 0.1: 1e-4, 0.05: 0.1}
+    found = sheet(plan, entries_of(plan, lambda w: 0.8 + spread[w.context.density] * (w.seeds.run - 2)))
+    assert not found.ranked.pooled.homogeneous  # type: ignore[union-attr]
+    (crossed,) = found.ranked.rows[0].matching.values()
+    assert crossed.low is not None
+
+
+def test_the_margin_is_of_the_boards_own_metric() -> None:
+    plan = synthetic.plan()
+    found = sheet(plan, entries_of(plan, synthetic.noisy({"er": -0.05})), metric="nll")
+    assert all(row.matching == {} for row in found.rows)
+
+
+def test_costs_beside_ranks_are_of_the_cells_that_are_ranked() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1, 0.3), "schemes": ("erk", "uniform")})
+    entries = entries_of(plan, lambda w: 0.9)
+    entries = [dataclasses.replace(e, status="infeasible", metrics={}, error="too few", kept=None)
+               if e.scheme == "erk" and e.density == 0.1 else e for e in entries]  # fmt: skip
+    found = sheet(plan, entries)
+    assert found.common is not None
+    erk, uniform = (next(r for r in found.common.rows if r.label == label) for label in ("erk", "uniform"))
+    assert uniform.mean("flops") == pytest.approx(0.3)
+    assert uniform.mean("flops", found.common.contexts) == erk.mean("flops", found.common.contexts)
+    assert uniform.cost("scheme_seconds", found.common.contexts) == pytest.approx(0.01)
+
+
+def test_pairs_are_of_equal_seeds() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1,), "schemes": ("erk", "uniform")}, seeds=(0, 1, 2, 3), pairing="seed")
+    values = {"dense": 0.95, "erk": 0.9, "uniform": 0.8}
+    lost = {("erk", 3), ("uniform", 0)}
+    entries = entries_of(
+        plan, lambda w: values[w.label] + w.seeds.run / 100 if (w.label, w.seeds.run) not in lost else None
+    )
+    difference = compare(sheet(plan, entries), "erk", "uniform").difference
+    assert difference is not None
+    assert difference.se  # seeds 0, 1, 2 beside 1, 2, 3 are no pairs: those would have no spread at all
+    whole = entries_of(plan, lambda w: values[w.label] + w.seeds.run / 100)
+    assert compare(sheet(plan, whole), "erk", "uniform").difference.se == 0  # type: ignore[union-attr]
+
+
+def test_divided_batches_are_marked_and_stand_behind_whole_ones() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1,), "schemes": ("erk",)})
+    entries = entries_of(plan, lambda w: 0.9)
+    small = [dataclasses.replace(e, run_id=f"a-{e.run_id}", place=f"a-{e.run_id}", micro_batch=8) for e in entries]
+    both = sheet(plan, [*small, *entries])
+    assert both.ranked.rows[0].marks == ()
+    assert len(both.left_out) == len(small)
+    assert sheet(plan, small).ranked.rows[0].marks == ("micro-batches of 8",)
+    assert any("micro-batches of 8" in note for note in sheet(plan, small).notes)
+    lost = [dataclasses.replace(e, status="failed", error="out of memory", metrics={}) for e in entries]
+    assert sheet(plan, [*lost, *small]).ranked.rows[0].marks == ("micro-batches of 8",)
+
+
+def test_a_file_named_as_a_baseline_is_a_row_of_the_board_that_asks_for_it(tmp_path: Path) -> None:
+    own = tmp_path / "erk.py"
+    own.write_text(
+        "from rpbench import shape_scheme\n\n@shape_scheme\ndef erk(table, density):\n"
+        '    """Mine. https://example.org"""\n    return {layer.name: density for layer in table}\n'
+    )
+    plan = expand(synthetic.board(), Choice(schemes=(str(own),)))
+    chosen = select(plan, entries_of(plan, lambda w: 0.9))
+    assert not chosen.left_out
+    assert [who.source for who in chosen.places] == [w.who.source for w in plan.cells[:1]]
+
+
+def test_records_of_another_file_of_a_net_are_left_out() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk",)})
+    entries = entries_of(plan, lambda w: 0.9)
+    changed = [dataclasses.replace(e, model_source="0" * 64) if e.scheme == "erk" else e for e in entries]
+    found = sheet(plan, changed)
+    assert "of another source of model resnet8 than today's" in {fault.why for fault in found.left_out}
+    assert not found.ranked.rows

@@ -103,7 +103,8 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
             told,
             *(_axis(row, key) for key in axes),
         ]
-        rows.append([*scores, percent(row.mean("flops")), percent(row.mean("effective")), _cost(row)])
+        shares = (percent(row.mean(name, block.contexts)) for name in ("flops", "effective"))
+        rows.append([*scores, *shares, _cost(row, block.contexts)])
     unit = "points" if sheet.metric.unit else sheet.metric.title
     titles = [_short(key) for key in axes]
     head = ["rank", "scheme", f"gap ({unit})", "next", *titles]
@@ -168,8 +169,8 @@ def _short(key: str) -> str:
     return {"ood": "OoD", "robust": key.partition("/")[2], "ece": "ECE", "nll": "NLL", "top1": "top-1"}.get(kind, key)
 
 
-def _cost(row: Row) -> str:
-    text, batches = seconds(row.cost("scheme_seconds")), row.cost("batches")
+def _cost(row: Row, contexts: Sequence[Context]) -> str:
+    text, batches = seconds(row.cost("scheme_seconds", contexts)), row.cost("batches", contexts)
     return f"{text}, {batches:g} batch{'es' if batches > 1 else ''}" if batches else text
 
 
