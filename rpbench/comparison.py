@@ -123,7 +123,8 @@ def _outcomes(e: Entry, store: Path) -> Any:
     import numpy as np
 
     try:
-        with np.load(store / e.place / "outputs" / "selected" / "test.npz", allow_pickle=False) as kept:
+        path = store / e.place / "outputs" / "selected" / "test.npz"
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             predicted = kept["logits"].argmax(1) if "logits" in kept else kept["prediction"]
             return predicted == kept["labels"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error):

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rpbench.files import write_json
 
@@ -36,7 +36,7 @@ class Sign(BaseModel):
     pid: int
     since: float
     time: float
-    done: float
+    done: Annotated[float, Field(ge=0, le=1)]
     cell: dict[str, Any]
     stopped: bool = False
 

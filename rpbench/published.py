@@ -71,7 +71,7 @@ def publish(board: str, store: Path, root: Path) -> dict[str, int]:
     """Put a store's records of a board into a leaderboard; {file: records} of the rows that were written.
 
     Records published before stay, one of the same cell is replaced. The card and the page are made anew.
-    StoreError where the store has no record of the board.
+    StoreError where the store has no record of the board, or a file has a line that would be lost.
     """
     plan = expand(load_board(board))
     mine = read_whole(store)
@@ -82,6 +82,8 @@ def publish(board: str, store: Path, root: Path) -> dict[str, int]:
     if not fresh:
         raise StoreError(f"store '{store}' has no record of board '{board}' that can be published")
     written, shelved = {}, Shelved.now()
+    for fault in read_board(plan.board.name, root).faults:
+        raise StoreError(f"{root / plan.board.name}/{fault.place}: {fault.why}: mend or remove this line first")
     for who in dict.fromkeys(who_of(one.entry, shelved) for one in fresh):
         label = chosen.labels[who]
         path = root / plan.board.name / f"{_slug(label)}.jsonl"

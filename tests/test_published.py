@@ -62,6 +62,14 @@ def test_publishing_keeps_what_is_there(digits: Path, tmp_path: Path) -> None:
     assert 0.123 in [e.metrics["top1"] for e in read_lines(root / "digits" / "erk.jsonl").entries]
     with pytest.raises(StoreError, match="no record of board 'fig1'"):
         publish("fig1", digits, root)
+    kept = (root / "digits" / "erk.jsonl").read_text() + '{"record": "odd"}\n'
+    (root / "digits" / "erk.jsonl").write_text(kept)
+    with pytest.raises(StoreError, match="erk.jsonl:21: .*mend or remove this line"):
+        publish("digits", more, root)
+    assert (root / "digits" / "erk.jsonl").read_text() == kept
+    own = tmp_path / "own.toml"  # a board of one's own has what it shares with the published ones
+    own.write_text((ROOT.parent / "tasks" / "boards" / "digits.toml").read_text().replace('"digits"', '"own"', 1))
+    assert "own@1" in CliRunner().invoke(main, ["report", str(own), "--leaderboard"]).output
 
 
 def load(root: Path, board: str, cache: Path) -> list[dict[str, object]]:

@@ -389,3 +389,45 @@ def test_records_of_another_file_of_a_net_are_left_out() -> None:
     found = sheet(plan, changed)
     assert "of another source of model resnet8 than today's" in {fault.why for fault in found.left_out}
     assert not found.ranked.rows
+
+
+def test_grids_of_several_seeds_and_other_metrics_are_told_as_they_are() -> None:
+    from rpbench.report.tables import board_text, seeds_of
+
+    board = synthetic.board()
+    assert seeds_of(board) == "3 seeds"
+    two = (board.grids[0], board.grids[0].model_copy(update={"seeds": (0,), "densities": (0.5,)}))
+    assert seeds_of(board.model_copy(update={"grids": two})) == "1 or 3 seeds"
+    plan = expand(board)
+    entries = entries_of(plan, synthetic.noisy({"er": -0.05}))
+
+    def told(style: Any = "term", **asked: Any) -> str:
+        return " ".join(board_text(sheet(plan, entries, **asked), style).split())
+
+    assert "a difference of 0.5 between two rows" in told()
+    assert "a difference of 0.5" not in told(metric="nll")
+    assert "a difference of 0.5" not in told(order="flops")
+    assert "in points (but for NLL)" in told("md")
+    assert "but for" not in told()
+    assert "is told by top-1 alone" in board_text(sheet(plan, entries, metric="nll"), by="model")
+
+
+def test_latex_marks_single_seeds_and_numbers_of_seeds() -> None:
+    from rpbench.report.latex import board_latex
+
+    plan = synthetic.plan(grid={"densities": (0.1, 0.3), "schemes": ("erk", "er")})
+    entries = [e for e in entries_of(plan, synthetic.noisy({}))
+               if not (e.scheme == "er" and e.seed > 0) and not (e.scheme == "erk" and e.seed == 2)]  # fmt: skip
+    told = board_latex(sheet(plan, entries))
+    assert "er (1 seed) &" in told
+    assert told.count("($n = 2$)") == 2
+
+
+def test_outputs_that_are_no_archive_are_no_outputs(tmp_path: Path) -> None:
+    plan = synthetic.plan(seeds=tuple(range(3)))
+    entries = entries_of(plan, synthetic.noisy({"erk": -0.01}))
+    for e in entries:
+        place = tmp_path / e.place / "outputs" / "selected"
+        place.mkdir(parents=True)
+        (place / "test.npz").write_bytes(b"PK\x03\x04 broken")
+    assert compare(sheet(plan, entries), "erk", "er", tmp_path).examples is None

@@ -236,3 +236,25 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert told in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "none").exists()
+
+
+def test_odd_signs_of_life_and_records_are_told_in_plain_text(tmp_path: Path) -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk",)})
+    synthetic.fill(tmp_path, plan, lambda w: 0.9, plan.cells[:2])
+    one = synthetic.record(plan, plan.cells[4], 0.9)
+    failed = one | {"status": "failed", "error": "no \x1b[31m way\nsecond line", "metrics": {}, "last": {}}
+    synthetic.write(tmp_path, failed)
+    synthetic.write(tmp_path, one | {"metrics": {"\x1b[2J\n": "x"}}, "odd")
+    for name, content in (("a", b"\xff\xfe"), ("b", b'{"done": 1e308}'), ("c", b"[" * 10_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / NAME).write_bytes(content)
+    assert list(signs(tmp_path)) == []
+    board = tmp_path / "board.toml"
+    grid = 'task = "digits"\nmodels = ["resnet8"]\ndensities = [0.05, 0.1, 0.3]\nschemes = ["erk"]\n'
+    head = 'name = "small"\nversion = 1\nsummary = "x"\nurl = "x"\nseeds = [0, 1, 2]\n'
+    board.write_text(f"{head}[[grids]]\n{grid}")
+    for asked in (["status", str(board)], ["status"]):
+        done = CliRunner().invoke(main, [*asked, "--store", str(tmp_path)], color=True)
+        assert done.exit_code == 0, done.output
+        assert "\x1b" not in done.output
+        assert ("no ?[31m way second line" in done.output) == (len(asked) == 2)

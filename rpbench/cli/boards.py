@@ -328,6 +328,7 @@ def _draw(given: dict[str, Any]) -> None:
 
 def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, list[Any]]:
     """The store and what it holds; or the published records of one board or of all, beside a store that is named."""
+    from rpbench.board import board_names
     from rpbench.entries import Found, read_store
     from rpbench.published import published_boards, read_board, root_of
     from rpbench.store import default_store
@@ -338,7 +339,8 @@ def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, lis
     found = [read_store(store)] if store is not None else []
     if given["leaderboard"]:
         own = {e.run_id for part in found for e in part.entries}
-        for name in [board] if board else published_boards(root_of()):
+        shelved = board in board_names()  # a board of one's own may share cells with any
+        for name in [board] if board and shelved else published_boards(root_of()):
             published = read_board(name)
             found.append(Found([e for e in published.entries if e.run_id not in own], published.faults))
     return store, found

@@ -289,6 +289,8 @@ def _scale(ax: Axes, panel: Panel, log: bool) -> None:
         return
     if log:
         seen = sorted({p.x for line in [*panel.lines, *panel.known] for p in line.points})
+        if len(seen) == 1:
+            ax.set_xlim((1 - seen[0]) / 2, (1 - seen[0]) * 2)  # a single point spans nothing
         ax.set_xscale("log")
         ax.invert_xaxis()
         ax.xaxis.set_minor_locator(NullLocator())

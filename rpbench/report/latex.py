@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rpbench.ranking import Cell, Sheet
-from rpbench.report.tables import cell_half
+from rpbench.report.tables import cell_half, named, seeds_of
 from rpbench.report.words import digits_of, latex, net
 
 PREAMBLE = r"""% \usepackage{booktabs}
@@ -55,7 +55,7 @@ def _table(sheet: Sheet, one: tuple[str, str]) -> str:
             lines.append(r"    \midrule")
     for i, row in enumerate(rows):
         cells = [_marked(_number(sheet, row.cell(c)), places[c][i]) for c in contexts]
-        lines.append(f"    {latex(row.label)} & {' & '.join(cells)} " + r"\\")
+        lines.append(f"    {latex(named(row))} & {' & '.join(cells)} " + r"\\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
@@ -63,7 +63,8 @@ def _number(sheet: Sheet, cell: Cell) -> str:
     if cell.group is None:
         return "--" if cell.state == "missing" else cell.state
     digits, half = digits_of(sheet.metric), cell_half(cell)
-    return rf"\num{{{cell.group.mean:.{digits}f}{'' if half is None else f' +- {half:.{digits}f}'}}}"
+    told = rf"\num{{{cell.group.mean:.{digits}f}{'' if half is None else f' +- {half:.{digits}f}'}}}"
+    return f"{told} ($n = {cell.group.n}$)" if cell.state == "partial" else told
 
 
 def _places(sheet: Sheet, cells: Sequence[Cell]) -> list[int]:
@@ -81,13 +82,12 @@ def _marked(text: str, place: int) -> str:
 def _caption(sheet: Sheet, one: tuple[str, str]) -> str:
     board, task = sheet.plan.board, sheet.plan.tasks[one[0]]
     unit = r" (\%)" if sheet.metric.unit else ""
-    seeds = len(board.seeds)
     text = (
         f"{sheet.metric.title}{'@@'} of {net(one)} by density: {board.name}@{board.version}, task "
         f"{task.name}@{task.version}, {task.recipe.epochs} epochs, {board.precision}, fixed random masks with exact "
-        f"budgets, epoch selected on validation images. Mean over n = {seeds} seed{'s' if seeds > 1 else ''}"
+        f"budgets, epoch selected on validation images. Mean over n = {seeds_of(board)}"
     )
-    spread = " with half of its 95 % t-interval" if seeds > 1 else ""
+    spread = " with half of its 95 % t-interval" if seeds_of(board) != "1 seed" else ""
     end = ". Best in bold, second underlined, equal ones alike."
     return latex(text + spread + end).replace("@@", unit)
 

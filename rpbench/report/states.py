@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rpbench.entries import Fault
+from rpbench.report.words import plain
 from rpbench.sweep import DONE, STATES, At, Survey, tally
 
 SHOWN = 12  # cells told one by one, of each kind
@@ -20,7 +21,7 @@ def survey_text(at: Survey) -> str:
     for label in dict.fromkeys(one.wanted.label for one in at.cells):
         mine = [one for one in at.cells if one.wanted.label == label]
         counts = tally(mine)
-        rows.append((label, len(mine), *(counts.get(s, "") for s in states)))
+        rows.append((plain(label), len(mine), *(counts.get(s, "") for s in states)))
     text = tabulate(rows, headers=["scheme", "cells", *states], disable_numparse=True,
                     colalign=("left", *["right"] * (1 + len(states))))  # fmt: skip
     done = at.count(*DONE)
@@ -35,7 +36,7 @@ def survey_text(at: Survey) -> str:
 
 def _line(one: At) -> str:
     part = f" {one.done:.0%}" if one.state in ("running", "stopped", "stale") else ""
-    return f"{one.state}:{part} {one.name}: {one.note}"
+    return plain(f"{one.state}:{part} {one.name}: {one.note}")
 
 
 def plan_text(at: Survey, todo: Sequence[At]) -> str:
@@ -45,7 +46,7 @@ def plan_text(at: Survey, todo: Sequence[At]) -> str:
         mine = [o for o in todo if (o.wanted.context.task, o.wanted.context.model, o.wanted.label) == key]
         densities = dict.fromkeys(f"{o.wanted.context.density:g}" for o in mine)
         seeds = dict.fromkeys(str(o.wanted.seeds.run) for o in mine)
-        rows.append((*key, " ".join(densities), " ".join(seeds), len(mine)))
+        rows.append((*map(plain, key), " ".join(densities), " ".join(seeds), len(mine)))
     if not rows:
         return "nothing to run"
     return tabulate(rows, headers=["task", "model", "scheme", "densities", "seeds", "cells"], disable_numparse=True,
@@ -70,4 +71,4 @@ def boards_text(begun: Sequence[Survey], faults: Sequence[Fault]) -> str:
     rows = [(at.plan.board.name, len(at.cells), *(at.count(s) or "" for s in states)) for at in begun]
     text = tabulate(rows, headers=["board", "cells", *states], disable_numparse=True,
                     colalign=("left", *["right"] * (1 + len(states)))) if rows else ""  # fmt: skip
-    return "\n".join([text, *(f"unusable: {f.place}: {f.why}" for f in faults)]).strip()
+    return "\n".join([text, *(plain(f"unusable: {f.place}: {f.why}") for f in faults)]).strip()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tabulate import tabulate
 
-from rpbench.board import Context
+from rpbench.board import Board, Context
 from rpbench.entries import Fault
 from rpbench.ranking import Block, Cell, Row, Sheet, metric_of
 from rpbench.report.words import (
@@ -52,10 +52,9 @@ def head(sheet: Sheet, style: Style) -> str:
     """What is compared, under which protocol."""
     board = sheet.plan.board
     tasks = ", ".join(f"{t.name}@{t.version} ({t.recipe.epochs} epochs)" for t in sheet.plan.tasks.values())
-    seeds = len(board.seeds)
     lines = [
         f"{board.name}@{board.version}: {board.summary}",
-        f"{tasks}; {board.precision}; {seeds} seed{'s' if seeds > 1 else ''}; {sheet.metric.title} of the epoch that "
+        f"{tasks}; {board.precision}; {seeds_of(board)}; {sheet.metric.title} of the epoch that "
         f"validation images select; {len(sheet.plan.contexts)} cells a row",
     ]
     for cell in sheet.reference:
@@ -98,7 +97,7 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
         told = "" if step is None else f"{signed(step.value, digits)}{'*' if apart else ' '}"
         scores = [
             _rank(row),
-            escape(_named(row)),
+            escape(named(row)),
             f"{gap(row.score, digits)}{_star(row)}",
             told,
             *(_axis(row, key) for key in axes),
@@ -112,10 +111,10 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
     blank = "\n" * (1 + (style == "md"))
     costs, sides = ["FLOPs", "effective", "cost of the scheme"], ["right", "right", "right"]
     if style == "md":
-        return _table(rows, head + costs, align + sides, style) + blank + _legend(sheet, block)
+        return _table(rows, head + costs, align + sides, style) + blank + _legend(sheet, block, axes)
     second = [[row[1], *row[-3:]] for row in rows]
     return "\n".join([
-        _table([row[:-3] for row in rows], head, align, style), _legend(sheet, block), "",
+        _table([row[:-3] for row in rows], head, align, style), _legend(sheet, block, axes), "",
         _table(second, ["scheme", *costs], ["left", *sides], style),
         "FLOPs: of the dense net's. effective: weights on a path from input to output.",
     ])  # fmt: skip
@@ -127,20 +126,32 @@ def _narrow(sheet: Sheet) -> list[str]:
     return [key for key in sheet.axes if key in ("top1", "ece", "ood")] + robust[:1]
 
 
-def _legend(sheet: Sheet, block: Block) -> str:
+def _legend(sheet: Sheet, block: Block, axes: Sequence[str]) -> str:
     where = "at" if sheet.order == "flops" else "over"
     lines = [
         f"gap: mean {where} {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
-        "gaps, in points. rank: ties share one, with the places that the data allow. next: so much above the next "
+        f"gaps{_points(axes)}. rank: ties share one, with the places that the data allow. next: so much above the next "
         f"row. *: separated from {sheet.plan.board.reference}, or from the next row (Holm over all of them, 5 %).",
     ]
     if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
         sd, cells = block.pooled.var**0.5, len(block.contexts)
-        lines.append(
-            f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom); "
-            f"a difference of 0.5 between two rows takes {seeds_needed(0.5, sd, cells)} seeds"
-        )
+        told = f"seed sd {sd:.{digits_of(sheet.metric)}f} (pooled, {block.pooled.df} degrees of freedom)"
+        if sheet.metric.unit and sheet.order == "params":  # points of a mean over cells
+            told += f"; a difference of 0.5 between two rows takes {seeds_needed(0.5, sd, cells)} seeds"
+        lines.append(told)
     return "\n".join(line for text in lines for line in _wrapped(text))
+
+
+def _points(axes: Sequence[str]) -> str:
+    """The unit of the axes' gaps: rates are in points."""
+    bare = [_short(key) for key in axes if not metric_of(key).unit]
+    return f", in points (but for {', '.join(bare)})" if bare else ", in points"
+
+
+def seeds_of(board: Board) -> str:
+    """How many seeds a cell has; grids may have their own."""
+    many = sorted({len(grid.seeds or board.seeds) for grid in board.grids})
+    return f"{' or '.join(map(str, many))} seed{'s' if many != [1] else ''}"
 
 
 def _rank(row: Row) -> str:
@@ -155,7 +166,7 @@ def _star(row: Row) -> str:
     return " " if row.p is None or row.p > 0.05 else "*"
 
 
-def _named(row: Row) -> str:
+def named(row: Row) -> str:
     return f"{row.label} ({', '.join(row.marks)})" if row.marks else row.label
 
 
@@ -182,7 +193,7 @@ def _nets(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
     for one in nets:
         contexts = [c for c in sheet.plan.contexts if c[:2] == one]
         for part in _parts(contexts, 5 if style == "term" else 20):
-            table = [(escape(_named(row)), *(_value(row.cell(c), digits) for c in part)) for row in rows]
+            table = [(escape(named(row)), *(_value(row.cell(c), digits) for c in part)) for row in rows]
             head = ["scheme", *(f"{c.density:g}" for c in part)]
             title = f"{sheet.metric.title} ({sheet.metric.unit or '1'}), {net(one)}, by density"
             found.append(_title(title, style) + "\n" * (1 + (style == "md"))
@@ -240,6 +251,9 @@ def _by_model(sheet: Sheet, style: Style, escape: Escape) -> str:
             dense = next(c for c in sheet.reference if c.context[:2] == one)
             rows.append((escape(row.label), escape(net(one)), _result(dense, sheet), crossed(found)))
     title = f"How far each net can be pruned within {margin} of {sheet.plan.board.reference}"
+    if sheet.metric.key != sheet.plan.board.metric:
+        own = metric_of(sheet.plan.board.metric).title
+        return f"How far each net can be pruned is told by {own} alone, which the margin is of"
     if not rows:
         return f"{title}: no scheme has two densities of a net yet"
     return _title(title, style) + "\n" * (1 + (style == "md")) + _table(
