@@ -140,22 +140,22 @@ def words(c: Comparison) -> str:
         where += f" (of {c.contexts_of_board}: the ones that both have)"
     if c.difference is None:
         return f"{c.a} and {c.b} have no cell of {c.board} in common"
-    half = c.difference.half()
+    half, d = c.difference.half(), 2 if metric.scale == 100 else 3
     value = abs(c.difference.value)
     if half is None:
-        text = f"{c.a} and {c.b} differ by {value:.2f} {unit} {where}; one seed tells nothing about noise"
+        text = f"{c.a} and {c.b} differ by {value:.{d}f} {unit} {where}; one seed tells nothing about noise"
         if c.images is None:
             return text
         return (
             f"{text} (test images that only one has right: {c.images.b} and {c.images.c}, McNemar p = {c.images.p:.2g})"
         )
     if not c.separated:
-        text = f"{c.a} and {c.b} cannot be separated {where}: {c.difference.value:+.2f} ± {half:.2f} {unit}"
+        text = f"{c.a} and {c.b} cannot be separated {where}: {c.difference.value:+.{d}f} ± {half:.{d}f} {unit}"
         more = f"; {c.needed} seeds would separate {value:.2g}" if c.needed else ""
         return f"{text}, {_plural(c.seeds)}{more}"
     word = "better than" if metric.sign < 0 else "above"
     upper, lower = (c.a, c.b) if (c.better or 0) > 0 else (c.b, c.a)
-    return f"{upper} is {word} {lower} by {value:.2f} ± {half:.2f} {unit} {where}, {_plural(c.seeds)}"
+    return f"{upper} is {word} {lower} by {value:.{d}f} ± {half:.{d}f} {unit} {where}, {_plural(c.seeds)}"
 
 
 def comparison_json(c: Comparison) -> dict[str, Any]:

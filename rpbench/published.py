@@ -6,14 +6,15 @@ reports read. Curves and per-example outputs are left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rpbench.board import Plan, board_names, expand, load_board
 from rpbench.catalog import shelf
-from rpbench.entries import Entry, Found, Line, merged, read_lines, read_whole
+from rpbench.entries import Entry, Fault, Found, Line, merged, read_lines, read_store, read_whole
 from rpbench.errors import StoreError
 from rpbench.files import write_text
 from rpbench.record import RunRecord, canonical
@@ -67,15 +68,22 @@ def line(plan: Plan, label: str, record: RunRecord, e: Entry) -> str:
     return json.dumps(kept, separators=(",", ":"), allow_nan=False)
 
 
-def publish(board: str, store: Path, root: Path) -> dict[str, int]:
-    """Put a store's records of a board into a leaderboard; {file: records} of the rows that were written.
+class Published(NamedTuple):
+    """What publishing has done: records by file, and what of the store was left out, with the reason."""
+
+    files: dict[str, int]
+    left_out: tuple[Fault, ...]
+
+
+def publish(board: str, store: Path, root: Path) -> Published:
+    """Put a store's records of a board into a leaderboard.
 
     Records published before stay, one of the same cell is replaced. The card and the page are made anew.
     StoreError where the store has no record of the board, or a file has a line that would be lost.
     """
     plan = expand(load_board(board))
     mine = read_whole(store)
-    chosen = select(plan, [one.entry for one in mine])
+    chosen = select(plan, [one.entry for one in mine], read_store(store).faults)
     fit = {e.run_id for places in chosen.places.values() for p in places.values()
            for part in (p.ok, p.infeasible, p.broken) for e in part.values()}  # fmt: skip
     fresh = [one for one in mine if one.entry.run_id in fit and one.entry.status != "failed"]
@@ -94,7 +102,8 @@ def publish(board: str, store: Path, root: Path) -> dict[str, int]:
         write_text(path, "".join(line(plan, label, one.record, one.entry) + "\n" for one in ordered))
         written[path.name] = len(rows)
     refresh(root)
-    return written
+    failed = [Fault(e.place, f"failed: {e.error}") for e in (one.entry for one in mine) if e.status == "failed"]
+    return Published(written, (*chosen.left_out, *failed))
 
 
 def _read_lines_whole(path: Path) -> list[Line]:
@@ -106,7 +115,9 @@ def _order(e: Entry) -> tuple[Any, ...]:
 
 
 def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in label)
+    """A file's name for a row: the label itself, or what is left of it and a hash that tells it from others."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in label)
+    return safe if safe == label else f"{safe[:60]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def refresh(root: Path) -> None:

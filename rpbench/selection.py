@@ -124,7 +124,8 @@ def _objection(plan: Plan, e: Entry, who: Who, shelved: Shelved) -> str:
         if value != right:
             return f"{word} is {value}, the board's is {right}"
     if not who.source and e.scheme in shelved.schemes and e.scheme_source != outline(e.scheme).source_hash:
-        return f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
+        why = f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
+        return f"{why} (if it is a file of your own: give it another name)"
     budget = round(e.density * e.prunable)
     if e.status == "ok" and e.kept != budget:
         return f"off budget: keeps {e.kept:,} weights, {budget:,} were asked for"

@@ -34,7 +34,9 @@ def digits(tmp_path: Path) -> Path:
 def test_publishing_is_whole_and_again_is_nothing(digits: Path, tmp_path: Path) -> None:
     root = tmp_path / "leaderboard"
     root.mkdir()
-    assert publish("digits", digits, root) == {"dense.jsonl": 5, "erk.jsonl": 20, "snip.jsonl": 20}
+    done = publish("digits", digits, root)
+    assert done.files == {"dense.jsonl": 5, "erk.jsonl": 20, "snip.jsonl": 20}
+    assert [(fault.place, fault.why[:12]) for fault in done.left_out] == [("off", "off protocol")]
     before = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
     publish("digits", digits, root)
     assert {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()} == before
@@ -58,7 +60,7 @@ def test_publishing_keeps_what_is_there(digits: Path, tmp_path: Path) -> None:
     one = next(w for w in plan.cells if w.label == "erk")
     synthetic.write(more, synthetic.record(plan, one, 0.123))
     synthetic.write(more, synthetic.record(plan, next(w for w in plan.cells if w.label == "er"), 0.9))
-    assert publish("digits", more, root) == {"er.jsonl": 1, "erk.jsonl": 20}
+    assert publish("digits", more, root).files == {"er.jsonl": 1, "erk.jsonl": 20}
     assert 0.123 in [e.metrics["top1"] for e in read_lines(root / "digits" / "erk.jsonl").entries]
     with pytest.raises(StoreError, match="no record of board 'fig1'"):
         publish("fig1", digits, root)

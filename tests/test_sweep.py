@@ -217,6 +217,7 @@ WRONG = {
     "model": (["sweep", "digits", "--model", "vgg16"], "board 'digits' has no model vgg16"),
     "density": (["sweep", "digits", "--density", "0.5"], "board 'digits' has no density 0.5: there is 0.02, 0.05"),
     "seed": (["sweep", "digits", "--seed", "9"], "has no seed 9: there is 0, 1, 2, 3, 4"),
+    "slurm": (["sweep", "digits", "--launcher", "slurm", "--minutes", "0", "--dry-run"], "minutes 0 is less than 1"),
     "images": (["sweep", "cifar10-cpu", "--store", "STORE"], "cifar10"),
     "store": (["status", "digits", "--store", "STORE"], "there is no store"),
     "a board of reports": (["report", "digts", "--store", "STORE"], "no board 'digts': did you mean 'digits'"),

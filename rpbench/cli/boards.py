@@ -13,6 +13,7 @@ from rpbench.cli.shared import Command, data_options, format_option, import_torc
 
 if TYPE_CHECKING:
     from rpbench.board import Plan
+    from rpbench.launch.slurm import SlurmOptions
     from rpbench.run import Wish
     from rpbench.sweep import At, Survey
 
@@ -85,6 +86,7 @@ def sweep(**given: Any) -> None:
     todo = at.to_run(given["retry"])
     slots = given["slots"] or _slots()
     if given["launcher"] == "slurm":
+        _slurm(given)  # wrong options are told first
         slots = given["parallelism"] * given["pack"]
         todo = _with_jobs(at, todo, store)
     expected = guess(todo, entries)
@@ -188,6 +190,13 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
     return any(end.outcome is None or end.outcome.record.status == "failed" for end in ends)
 
 
+def _slurm(given: dict[str, Any]) -> SlurmOptions:
+    from rpbench.launch.slurm import SlurmOptions, read_extra
+
+    names = ("partition", "minutes", "cpus", "gpus", "memory", "parallelism", "pack")
+    return SlurmOptions(**{name: given[name] for name in names}, extra=read_extra(given["extra"]))
+
+
 def _with_jobs(at: Survey, todo: list[At], store: Path) -> list[At]:
     """What is to be run, and what SLURM runs already: that is watched."""
     from rpbench.launch.slurm import in_jobs
@@ -205,12 +214,10 @@ def _launch(part: list[At], wish: Wish, done: int, given: dict[str, Any]) -> lis
     watch = Several([one.name for one in part], sys.stderr.isatty(), done)
     try:
         if given["launcher"] == "slurm":
-            from rpbench.launch.slurm import SlurmOptions, read_extra, run_slurm
+            from rpbench.launch.slurm import run_slurm
 
-            names = ("partition", "minutes", "cpus", "gpus", "memory", "parallelism", "pack")
-            options = SlurmOptions(**{name: given[name] for name in names}, extra=read_extra(given["extra"]))
             asked = [one.wanted.asked for one in part]
-            return run_slurm(asked, wish, options, watch, lambda text: click.echo(text, err=True))
+            return run_slurm(asked, wish, _slurm(given), watch, lambda text: click.echo(text, err=True))
         return run_packed([one.wanted.asked for one in part], wish, given["slots"], watch, apart=True)
     finally:
         watch.close()
@@ -350,6 +357,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     """The boards that are asked for, scored from a store or the published records."""
     from rpbench.board import board_names, expand, load_board
     from rpbench.entries import merged
+    from rpbench.errors import UnknownName
     from rpbench.ranking import score
     from rpbench.selection import select
 
@@ -360,8 +368,13 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
             store, parts = _records(given, name)
             read = merged(parts)
         chosen = select(plan, read.entries, read.faults)
-        if chosen.places or given["boards"]:
+        if not chosen.places and not given["boards"]:
+            continue
+        try:
             sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
+        except UnknownName:  # of many boards, those that have the metric
+            if given["boards"] or name == plans[-1][0]:
+                raise
     if not given["boards"]:  # cells are shared: what is merely touched says little
         sheets = [sheet for sheet in sheets if sheet.seeded] or sheets
     if not sheets:
@@ -423,9 +436,13 @@ def publish(board: str, store: Path | None, root: Path | None) -> None:
     """Put a store's records of a board into the published leaderboard, and make its tables and page anew."""
     from rpbench.published import publish as put
     from rpbench.published import root_of
+    from rpbench.report.words import plain
     from rpbench.store import default_store
 
     folder = root_of(root)
-    for name, records in put(board, store or default_store(), folder).items():
-        click.echo(f"{board}/{name}: {records} records")
+    done = put(board, store or default_store(), folder)
+    for name, records in done.files.items():
+        click.echo(f"{board}/{name}: {records} record{'s' if records > 1 else ''}")
+    for fault in done.left_out:
+        click.echo(f"left out: {plain(fault.place)}: {plain(fault.why)}", err=True)
     click.echo(f"made anew: {folder / 'README.md'}, {folder / 'index.html'}", err=True)
