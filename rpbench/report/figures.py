@@ -120,13 +120,17 @@ def render(plan: Plan, figure: Figure, drawn: Sequence[Panel], suffix: str, widt
     high = min(max(0.82 * across, 1.35), 2.3)
     spare = rows * columns > len(drawn) and len(key) <= (high - 0.1) / 0.15
     abreast = _abreast(key, across * columns)
+    # the legend's place is as wide as the legend needs
+    sides = [across] * columns
+    if alone and spare:
+        sides[-1] = min(across, 0.6 + 0.065 * max(len(sign.text) for sign in key))
     above = 0.0 if spare or not key else 0.16 * math.ceil(len(key) / abreast)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, STYLE))
-        sheet = Sheet(figsize=(across * columns, rows * high + above + 0.3), layout="constrained")
+        sheet = Sheet(figsize=(sum(sides), rows * high + above + 0.3), layout="constrained")
         FigureCanvasAgg(sheet)
-        axes = sheet.subplots(rows, columns, squeeze=False).ravel()
+        axes = sheet.subplots(rows, columns, squeeze=False, width_ratios=sides).ravel()
         for i, panel in enumerate(drawn):
             _draw_panel(axes[i], plan, panel, looks)
             below, left = i + columns, drawn[i - 1] if i % columns else None
@@ -140,7 +144,7 @@ def render(plan: Plan, figure: Figure, drawn: Sequence[Panel], suffix: str, widt
             _legend(axes[-1], key, {"loc": "center"})
         else:
             _legend(sheet, key, {"loc": "outside upper center", "ncols": abreast})
-        text = textwrap.fill(_footer(plan, drawn), int(across * columns * 21))
+        text = textwrap.fill(_footer(plan, drawn), int(sum(sides) * 21))
         sheet.supxlabel(text, fontsize=5.5, color="#555555", x=0.01, ha="left")
         out = io.BytesIO()
         sheet.savefig(out, format=suffix[1:], dpi=200, metadata=metadata[suffix])
