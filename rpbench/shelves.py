@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rpbench import catalog
-from rpbench.board import board_rows
+from rpbench.board import board_names, board_rows, load_board
 from rpbench.catalog import Row
 from rpbench.claims import claim_rows
 from rpbench.data.sources import Roots, download, locate
@@ -24,6 +24,7 @@ def rows(what: str, store: Path | None = None) -> list[Row]:
         "samplers": catalog.list_samplers,
         "tasks": _tasks,
         "boards": board_rows,
+        "figures": _figures,
         "claims": claim_rows,
         "models": list_models,
         "sets": _sets,
@@ -31,6 +32,16 @@ def rows(what: str, store: Path | None = None) -> list[Row]:
         "cells": lambda: _cells(store or default_store()),
     }
     return kinds[what]()
+
+
+def _figures() -> list[Row]:
+    """One row per figure of a board on the shelf."""
+    boards = [load_board(name) for name in board_names()]
+    return [
+        {"name": figure.name, "summary": figure.caption, "source": board.url, "board": board.name}
+        for board in boards
+        for figure in board.figures
+    ]
 
 
 def data_rows(folders: Iterable[str]) -> list[Row]:

@@ -330,7 +330,10 @@ def _validate(kind: type[M], content: dict[str, Any]) -> M:
 def _faults(error: ValidationError, text: str) -> list[str]:
     """One phrase per fault: key (line), what is there, what would be right."""
     found = []
+    places = {fault["loc"] for fault in error.errors(include_url=False)}
     for fault in error.errors(include_url=False):
+        if fault["type"] == "too_short" and any(p[: len(fault["loc"])] == fault["loc"] != p for p in places):
+            continue  # short only because what it holds has faults of its own
         parts = [str(part) for part in fault["loc"]]
         line = _line(text, parts)
         where = ".".join(parts) + (f" (line {line})" if line else "")
@@ -339,7 +342,7 @@ def _faults(error: ValidationError, text: str) -> list[str]:
         if fault["type"] == "missing":
             found.append(f"{where or 'the file'} is missing")
         elif fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _keys(), n=1)
+            near = difflib.get_close_matches(parts[-1], [key for key in _keys() if key != parts[-1]], n=1)
             found.append(f"{where} is not a key that exists here" + (f": did you mean '{near[0]}'?" if near else ""))
         elif isinstance(fault["input"], dict):
             found.append(f"{where or 'the file'}: {message}")

@@ -168,6 +168,17 @@ def test_definition_with_three_faults_tells_all(tmp_path: Path, invoke: Invoke) 
         assert says in result.stderr
 
 
+def test_a_key_is_not_its_own_likeness_and_a_fault_is_told_once(tmp_path: Path, invoke: Invoke) -> None:
+    head = 'name = "mine"\nversion = 1\nsummary = "x"\nurl = "x"\nseeds = [0]\n'
+    file = tmp_path / "mine.toml"
+    file.write_text(f'{head}[[grids]]\ntask = "digits"\nmodels = ["resnet8"]\ndensities = [1.5]\n')
+    error = invoke("sweep", str(file)).stderr
+    assert "1 fault: grids.0.densities.0 is 1.5" in error
+    error = invoke("claims", str(file)).stderr  # a board where a claim is wanted
+    assert "grids (line 6) is not a key that exists here" in error
+    assert "did you mean 'grids'" not in error
+
+
 PLAN_KEYS = {
     "model",
     "scheme",
@@ -208,6 +219,12 @@ def test_lists(what: str, invoke: Invoke) -> None:
     text = invoke("list", what).stdout
     assert all(len(line) <= 80 for line in text.splitlines())
     assert json.loads(invoke("show", rows[0]["name"], "--format", "json").stdout)["name"] == rows[0]["name"]
+
+
+def test_list_figures(invoke: Invoke) -> None:
+    rows = json.loads(invoke("list", "figures", "--format", "json").stdout)
+    assert {"fig1", "fig3", "fig17"} <= {row["name"] for row in rows}
+    assert next(row["board"] for row in rows if row["name"] == "fig3") == "fig1"
 
 
 def test_score_a_net_trained_elsewhere(tmp_path: Path, invoke: Invoke) -> None:

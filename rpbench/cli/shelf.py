@@ -13,12 +13,14 @@ from rpbench.cli.shared import Group, format_option, store_option
 @click.command("list")
 @click.argument(
     "what",
-    type=click.Choice(["schemes", "samplers", "tasks", "boards", "claims", "models", "sets", "attacks", "cells"]),
+    type=click.Choice(
+        ["schemes", "samplers", "tasks", "boards", "figures", "claims", "models", "sets", "attacks", "cells"]
+    ),
 )
 @store_option
 @format_option("table", "json")
 def list_(what: str, store: Path | None, form: str) -> None:
-    """List what there is: schemes, tasks, boards, claims, models, image sets, ..., or the cells of a store."""
+    """List what there is: schemes, tasks, boards, figures, claims, models, ..., or the cells of a store."""
     from rpbench.show import list_rows, list_text
 
     rows = list_rows(what, store)
