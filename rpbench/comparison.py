@@ -14,6 +14,7 @@ from rpbench.board import Context
 from rpbench.entries import Entry
 from rpbench.errors import UnknownName, UsageError
 from rpbench.ranking import Row, Sheet, difference, metric_of
+from rpbench.report.words import counted
 from rpbench.stats import Estimate, McNemar, Pooled, example_se, mcnemar, seeds_needed
 
 
@@ -31,6 +32,8 @@ class Comparison:
     pooled: Pooled | None
     seeds: int
     examples: float | None  # standard error that the draw of test images adds, in the metric's unit
+    pairs: int = 0  # of the rows that the board ranks, where both are among them
+    tied: bool | None = None  # whether the board's places show the two as not separated; None where they do not tell
     images: McNemar | None = None  # of two single runs: images that only the first has right, only the second, p
 
     @property
@@ -66,7 +69,20 @@ def compare(sheet: Sheet, a: str, b: str, store: Path | None = None) -> Comparis
         noise = _examples(sheet, first, second, contexts, store)
         images = _images(first, second, contexts, store)
     board, cells = sheet.plan.board.name, len(sheet.plan.contexts)
-    return Comparison(board, sheet.metric.key, a, b, found, contexts, cells, pooled, seeds, noise, images)
+    pairs, tied = _among(sheet, first, second)
+    return Comparison(board, sheet.metric.key, a, b, found, contexts, cells, pooled, seeds, noise, pairs, tied, images)
+
+
+def _among(sheet: Sheet, a: Row, b: Row) -> tuple[int, bool | None]:
+    """How many pairs the board ranks at once, and whether their places show these two as not separated: no row is
+    above the lower one, or none below the upper one."""
+    ranked = {row.label: row.rank for row in sheet.ranked.rows}
+    places = [place for row in (a, b) if (place := ranked.get(row.label)) is not None]
+    if len(places) < 2:
+        return 0, None
+    n = len(ranked)
+    low, high = max(p.low for p in places), min(p.high for p in places)
+    return n * (n - 1) // 2, True if low == 1 or high == n else False if high < low else None
 
 
 def _row(sheet: Sheet, label: str) -> Row:
@@ -135,7 +151,7 @@ def words(c: Comparison) -> str:
     """The comparison as a person would say it."""
     metric = metric_of(c.metric)
     unit = f"points of {metric.title}" if metric.unit else metric.title
-    where = f"on {len(c.contexts)} cells of {c.board}"
+    where = f"on {counted(len(c.contexts), 'cell')} of {c.board}"
     if len(c.contexts) < c.contexts_of_board:
         where += f" (of {c.contexts_of_board}: the ones that both have)"
     if c.difference is None:
@@ -152,10 +168,18 @@ def words(c: Comparison) -> str:
     if not c.separated:
         text = f"{c.a} and {c.b} cannot be separated {where}: {c.difference.value:+.{d}f} ± {half:.{d}f} {unit}"
         more = f"; {c.needed} seeds would separate {value:.2g}" if c.needed else ""
-        return f"{text}, {_plural(c.seeds)}{more}"
+        return f"{text}, {counted(c.seeds, 'seed')}{more}"
     word = "better than" if metric.sign < 0 else "above"
     upper, lower = (c.a, c.b) if (c.better or 0) > 0 else (c.b, c.a)
-    return f"{upper} is {word} {lower} by {value:.{d}f} ± {half:.{d}f} {unit} {where}, {_plural(c.seeds)}"
+    return f"{upper} is {word} {lower} by {value:.{d}f} ± {half:.{d}f} {unit} {where}, {counted(c.seeds, 'seed')}"
+
+
+def beside(c: Comparison) -> str:
+    """What a separated pair is worth on its board, where it is one of many; '' where there is nothing to say."""
+    if not c.separated or c.pairs < 2 or c.tied is False:
+        return ""
+    told = f"this pair alone; rpbench report judges {c.pairs} pairs at once (Holm)"
+    return f"{told}, and does not separate it" if c.tied else told
 
 
 def comparison_json(c: Comparison) -> dict[str, Any]:
@@ -163,12 +187,8 @@ def comparison_json(c: Comparison) -> dict[str, Any]:
 
     return {
         "board": c.board, "metric": c.metric, "a": c.a, "b": c.b, "difference": estimate_json(c.difference),
-        "separated": c.separated, "cells": [context_json(x) for x in c.contexts], "seeds": c.seeds,
-        "seeds_needed": c.needed, "pooled": pooled_json(c.pooled), "examples_se": number(c.examples),
+        "separated": c.separated, "pairs": c.pairs, "tied": c.tied, "cells": [context_json(x) for x in c.contexts],
+        "seeds": c.seeds, "seeds_needed": c.needed, "pooled": pooled_json(c.pooled), "examples_se": number(c.examples),
         "mcnemar": None if c.images is None else {"a": c.images.b, "b": c.images.c, "p": number(c.images.p)},
         "words": words(c),
     }  # fmt: skip
-
-
-def _plural(seeds: int) -> str:
-    return f"{seeds} seed{'s' if seeds > 1 else ''}"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rpbench.board import Plan, board_names, expand, load_board
 from rpbench.catalog import shelf
 from rpbench.entries import Entry, Fault, Found, Line, merged, read_lines, read_store, read_whole
-from rpbench.errors import StoreError
+from rpbench.errors import StoreError, UsageError
 from rpbench.files import write_text
 from rpbench.record import RunRecord, canonical
 from rpbench.selection import Shelved, select, who_of
@@ -79,8 +79,11 @@ def publish(board: str, store: Path, root: Path) -> Published:
     """Put a store's records of a board into a leaderboard.
 
     Records published before stay, one of the same cell is replaced. The card and the page are made anew.
-    StoreError where the store has no record of the board, or a file has a line that would be lost.
+    StoreError where the store has no record of the board, or a file has a line that would be lost; UsageError for a
+    board that is not on the shelf.
     """
+    if board not in board_names():
+        raise UsageError(f"board '{board}' is not on the shelf: only those of rpbench list boards are published")
     plan = expand(load_board(board))
     mine = read_whole(store)
     chosen = select(plan, [one.entry for one in mine], read_store(store).faults)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rpbench.board import expand, load_board
 from rpbench.cli import main
 from rpbench.entries import read_lines, read_store
-from rpbench.errors import StoreError
+from rpbench.errors import StoreError, UsageError
 from rpbench.published import CARD, PAGE, card, columns, page_of, publish, published_boards, read_board, root_of
 from rpbench.ranking import score
 from rpbench.selection import select
@@ -49,6 +49,14 @@ def test_publishing_is_whole_and_again_is_nothing(digits: Path, tmp_path: Path) 
     assert list(row) == list(columns(plan))
     assert row["record"]
     assert "curve" not in row
+
+
+def test_boards_of_ones_own_are_not_published(digits: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text((Path(__file__).resolve().parent.parent / "tasks" / "boards" / "digits.toml").read_text())
+    with pytest.raises(UsageError, match="is not on the shelf"):
+        publish(str(own), digits, tmp_path / "leaderboard")
+    assert not (tmp_path / "leaderboard").exists()
 
 
 def test_publishing_keeps_what_is_there(digits: Path, tmp_path: Path) -> None:

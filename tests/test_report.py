@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from click.testing import CliRunner
 
 from rpbench.board import Board, Wanted, expand
 from rpbench.cli import main
+from rpbench.comparison import Comparison, beside
+from rpbench.entries import read_store
+from rpbench.ranking import score
+from rpbench.report.tables import board_text
+from rpbench.selection import select
+from rpbench.stats import Estimate
 
 TEXT = """
 name = "shown"
@@ -145,6 +152,49 @@ def test_a_report_is_written_whole_or_not_at_all(shown: tuple[Path, Path], tmp_p
     )
     assert done.exit_code == 2
     assert "cannot be written" in done.output
+
+
+def test_the_suffix_of_a_file_names_its_format(shown: tuple[Path, Path], tmp_path: Path) -> None:
+    begins = {".html": "<!doctype", ".md": "## shown@1", ".tex": "%", ".json": "{", ".csv": "board,", ".txt": "shown@1"}
+    for suffix, start in begins.items():
+        out = tmp_path / f"report{suffix}"
+        report(shown, "--out", str(out))
+        assert out.read_text().startswith(start)
+    report(shown, "--out", str(tmp_path / "x.html"), "--format", "md")  # what is said goes first
+    assert (tmp_path / "x.html").read_text().startswith("## shown@1")
+    wrong = ["report", str(shown[0]), "--store", str(shown[1]), "--out", str(tmp_path / "x.pdf")]
+    assert "name the figure, as --figure" in CliRunner().invoke(main, wrong).output
+    assert not (tmp_path / "x.pdf").exists()
+
+
+def test_a_pair_alone_and_among_all_pairs(shown: tuple[Path, Path]) -> None:
+    def compare(a: str, b: str) -> str:
+        done = CliRunner().invoke(main, ["compare", a, b, "--board", str(shown[0]), "--store", str(shown[1])])
+        return done.output
+
+    assert "at once" not in compare("erk", "uniform")  # the places show the same
+    assert "'dense' is the reference" in compare("erk", "dense")
+    apart = Comparison("b", "top1", "erk", "er", Estimate(1.0, 0.1, 20.0), (), 3, None, 5, None, pairs=10)
+    assert beside(apart) == "this pair alone; rpbench report judges 10 pairs at once (Holm)"
+    assert beside(replace(apart, tied=True)).endswith("(Holm), and does not separate it")
+    assert beside(replace(apart, tied=False)) == beside(replace(apart, pairs=1)) == ""
+    assert beside(replace(apart, tied=True, difference=Estimate(0.1, 0.1, 20.0))) == ""
+
+
+def test_matching_sparsities_of_every_net(tmp_path: Path) -> None:
+    nets = ("resnet8", "resnet14", "resnet20", "resnet8-32")
+    plan = synthetic.plan(grid={"models": nets})
+    synthetic.fill(tmp_path, plan, synthetic.noisy({}))
+    found = read_store(tmp_path)
+    text = board_text(score(plan, select(plan, found.entries)))
+    told = text[text.index("Largest matching") :]
+    assert all(f"digits {one}" in told for one in nets)
+    assert max(map(len, told.splitlines())) <= 80
+
+
+def test_less_is_said_to_be_better(shown: tuple[Path, Path]) -> None:
+    assert "ECE (less is better) of the epoch" in " ".join(report(shown, "--metric", "ece").split())
+    assert "less is better" not in report(shown)
 
 
 def test_figures(shown: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from rpbench.board import expand
+from rpbench.board import expand, load_board
 from rpbench.cli import main
 from rpbench.entries import read_store
 from rpbench.heartbeat import NAME, Sign, alive, signs
@@ -219,6 +219,7 @@ WRONG = {
     "seed": (["sweep", "digits", "--seed", "9"], "has no seed 9: there is 0, 1, 2, 3, 4"),
     "slurm": (["sweep", "digits", "--launcher", "slurm", "--minutes", "0", "--dry-run"], "minutes 0 is less than 1"),
     "images": (["sweep", "cifar10-cpu", "--store", "STORE"], "cifar10"),
+    "jobs": (["sweep", "digits", "--minutes", "60", "--dry-run"], "--minutes is an option of jobs: add --launcher"),
     "store": (["status", "digits", "--store", "STORE"], "there is no store"),
     "a board of reports": (["report", "digts", "--store", "STORE"], "no board 'digts': did you mean 'digits'"),
     "report": (["report", "digits", "--store", "STORE"], "there is no store"),
@@ -237,6 +238,28 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert told in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "none").exists()
+
+
+def test_a_scheme_alone_is_told_that_gaps_need_the_reference(tmp_path: Path) -> None:
+    asked = ["sweep", "digits", "--scheme", "erk", "--seed", "0", "--dry-run", "--store", str(tmp_path)]
+    told = CliRunner().invoke(main, asked)
+    assert told.exit_code == 0
+    assert "1 cell of it" not in told.stdout
+    assert "1 cell of it" in told.stderr
+    assert "rpbench sweep digits --scheme dense" in told.stderr
+    plan = synthetic.plan(seeds=(0,))
+    synthetic.fill(tmp_path, plan, lambda w: 0.9, [w for w in plan.cells if w.label == "dense"])
+    for args in (asked, asked[:2] + asked[4:]):  # it is there; it is asked for
+        assert "gaps are to" not in CliRunner().invoke(main, args).stderr
+
+
+def test_status_knows_records_of_boards_that_are_not_on_the_shelf(tmp_path: Path) -> None:
+    plan = expand(load_board(str(tiny_board(tmp_path / "b"))))
+    synthetic.fill(tmp_path / "runs", plan, lambda w: 0.9, plan.cells[:1])
+    told = CliRunner().invoke(main, ["status", "--store", str(tmp_path / "runs")])
+    assert told.output == "1 record, of no board on the shelf: rpbench status BOARD.toml\n"
+    told = CliRunner().invoke(main, ["report", "--store", str(tmp_path / "runs")])
+    assert "has records of no board on the shelf: name the board's file" in told.output
 
 
 def test_odd_signs_of_life_and_records_are_told_in_plain_text(tmp_path: Path) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rpbench.sweep import At, Survey
 
 
+JOB_OPTIONS = ("partition", "minutes", "cpus", "gpus", "memory", "parallelism", "pack")
+FORMS = {".txt": "term", ".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
+
+
 def choice_options(command: Command) -> Command:
     for option in reversed(
         [
@@ -78,6 +82,7 @@ def sweep(**given: Any) -> None:
     from rpbench.store import default_store
     from rpbench.sweep import guess
 
+    _refuse_slurm_options(given["launcher"])
     store = given["store"] or default_store()
     plan = _plan(given)
     if not plan.cells:
@@ -94,10 +99,12 @@ def sweep(**given: Any) -> None:
         click.echo(_announcement(at, todo, expected, min(slots, max(1, len(todo)))), err=True)
     if given["dry_run"]:
         _show_dry_run(at, todo, expected, slots, given["form"])
+        _tell_reference(given, plan, store)
         return
     failed = bool(todo) and _run(plan, at, todo, store, given)
     at, _ = _survey(plan, store)
     _show_survey(at, given["form"])
+    _tell_reference(given, plan, store)
     if failed or at.count("failed"):
         raise SystemExit(1)
 
@@ -124,6 +131,32 @@ def status(**given: Any) -> None:
     _show_all(store, given["form"])
 
 
+def _refuse_slurm_options(launcher: str) -> None:
+    """Options of jobs mean nothing without SLURM: one that is given was meant for it."""
+    context = click.get_current_context()
+    for option, name in (*((name, name) for name in JOB_OPTIONS), ("extra", "slurm")):
+        told = context.get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE
+        if told and launcher != "slurm":
+            raise click.UsageError(f"--{name} is an option of jobs: add --launcher slurm")
+
+
+def _tell_reference(given: dict[str, Any], plan: Plan, store: Path) -> None:
+    """A choice of schemes leaves the reference out, and without it a report has no gaps."""
+    from rpbench.board import Choice, expand
+    from rpbench.report.words import counted
+
+    reference = plan.board.reference
+    if given["form"] == "json" or not given["schemes"] or reference in given["schemes"]:
+        return
+    choice = Choice(schemes=(reference,), models=given["models"], seeds=given["seeds"])
+    at, _ = _survey(expand(plan.board, choice), store)
+    lacking = len(at.cells) - at.count("finished")
+    if lacking:
+        command = f"rpbench sweep {given['board']} --scheme {reference}"
+        told = f"gaps are to {reference}, and this store lacks {counted(lacking, 'cell')} of it: {command}"
+        click.echo(told, err=True)
+
+
 def _plan(given: dict[str, Any]) -> Plan:
     from rpbench.board import Choice, expand, load_board
 
@@ -148,15 +181,17 @@ def _slots() -> int:
 
 def _announcement(at: Survey, todo: list[At], expected: Any, slots: int) -> str:
     from rpbench.progress import duration
+    from rpbench.report.words import counted
     from rpbench.sweep import tally
 
     board = at.plan.board
     counts = ", ".join(f"{n} {state}" for state, n in tally(at.cells).items())
-    text = f"{board.name}@{board.version}: {len(at.cells)} cells ({counts}), {len(todo)} to run"
+    text = f"{board.name}@{board.version}: {counted(len(at.cells), 'cell')} ({counts}), {len(todo)} to run"
     if todo and expected.unknown < len(todo):
         text += f", about {duration(expected.seconds / slots)} on {slots} slot{'s' if slots > 1 else ''}"
     if todo and expected.unknown:
-        text += f", no finished cell tells how long {expected.unknown} of them take"
+        known = expected.unknown < len(todo)
+        text += f", besides {expected.unknown} of unknown length" if known else "; the first ones will tell how long"
     return text
 
 
@@ -193,8 +228,7 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
 def _slurm(given: dict[str, Any]) -> SlurmOptions:
     from rpbench.launch.slurm import SlurmOptions, read_extra
 
-    names = ("partition", "minutes", "cpus", "gpus", "memory", "parallelism", "pack")
-    return SlurmOptions(**{name: given[name] for name in names}, extra=read_extra(given["extra"]))
+    return SlurmOptions(**{name: given[name] for name in JOB_OPTIONS}, extra=read_extra(given["extra"]))
 
 
 def _with_jobs(at: Survey, todo: list[At], store: Path) -> list[At]:
@@ -253,7 +287,7 @@ def _show_all(store: Path, form: str) -> None:
     if form == "json":
         click.echo(json.dumps({at.plan.board.name: tally(at.cells) for at in begun}, indent=1))
     else:
-        click.echo(boards_text(begun, found.faults))
+        click.echo(boards_text(begun, found.faults, len(found.entries)))
 
 
 @click.command()
@@ -269,9 +303,11 @@ def _show_all(store: Path, form: str) -> None:
     help="Compare at equal parameters, or at equal FLOPs (interpolated over densities).",
 )
 @click.option("--by", type=click.Choice(["scheme", "model"]), default="scheme", show_default=True)
-@click.option("--figure", "figures", multiple=True, help="Draw this figure of the paper, as fig1 or fig17.")
+@click.option("--figure", "figures", multiple=True, help="Draw this figure, as fig1 (rpbench list figures).")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Write to this file; a figure: .pdf, .svg or .png, or a folder."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write to this file, in the format of its suffix; a figure: .pdf, .svg or .png, or a folder.",
 )
 @format_option("term", "md", "csv", "csv-wide", "latex", "html", "json")
 def report(**given: Any) -> None:
@@ -282,7 +318,7 @@ def report(**given: Any) -> None:
     \b
     rpbench report digits
     rpbench report digits --leaderboard --store runs     your rows beside the published
-    rpbench report digits --format html --out digits.html
+    rpbench report digits --out digits.html              or .md, .tex, .csv, .json
     rpbench report --by model fig1
     rpbench report --figure fig1 --figure fig3
     """
@@ -292,6 +328,7 @@ def report(**given: Any) -> None:
         _draw(given)
         return
 
+    given["form"] = _form(given)
     sheets = _sheets(given)
     text = render(sheets, given["form"], given["by"])
     if given["form"].startswith("csv") or given["form"] == "latex":  # the others have a place for them
@@ -312,15 +349,29 @@ def report(**given: Any) -> None:
     click.echo(f"wrote {given['out']} ({given['out'].stat().st_size / 1000:.0f} KB)", err=True)
 
 
+def _form(given: dict[str, Any]) -> str:
+    """The format that is asked for, or that the file's suffix names."""
+    out, context = given["out"], click.get_current_context()
+    if out is None or context.get_parameter_source("form") == click.core.ParameterSource.COMMANDLINE:
+        return str(given["form"])
+    from rpbench.report.figures import SUFFIXES
+
+    if out.suffix in SUFFIXES:
+        raise click.UsageError(f"--out '{out}' is a figure's file: name the figure, as --figure fig1")
+    return FORMS.get(out.suffix, str(given["form"]))
+
+
 def _draw(given: dict[str, Any]) -> None:
     """Figures into files of their names: --out is a folder, or for one figure a file."""
     from rpbench.board import load_board
     from rpbench.entries import merged
-    from rpbench.report.figures import draw_figures
+    from rpbench.report.figures import SUFFIXES, draw_figures
 
     out, names = given["out"] or Path("."), given["figures"]
     if out.suffix and len(names) > 1:
         raise click.UsageError(f"--out '{out}' is one file, but {len(names)} figures are asked for: give a folder")
+    if out.suffix and out.suffix not in SUFFIXES and not out.is_dir():
+        raise click.UsageError(f"--out '{out}': a figure's suffix must be one of {', '.join(SUFFIXES)}")
     if len(given["boards"]) > 1:
         raise click.UsageError("a figure stands on one board: name at most one")
     boards = [load_board(name) for name in given["boards"]]
@@ -361,7 +412,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     from rpbench.ranking import score
     from rpbench.selection import select
 
-    sheets, read = [], None
+    sheets, read, unknown = [], None, None
     plans = [(name, expand(load_board(name))) for name in given["boards"] or board_names()]
     for name, plan in plans:
         if read is None or given["leaderboard"]:
@@ -372,13 +423,18 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
             continue
         try:
             sheets.append(score(plan, chosen, given["metric"] or "", given["order"]))
-        except UnknownName:  # of many boards, those that have the metric
-            if given["boards"] or name == plans[-1][0]:
+        except UnknownName as error:  # of many boards, those that have the metric
+            if given["boards"]:
                 raise
+            unknown = error
     if not given["boards"]:  # cells are shared: what is merely touched says little
         sheets = [sheet for sheet in sheets if sheet.seeded] or sheets
+    if not sheets and unknown:
+        raise unknown
     if not sheets:
         where = "the leaderboard" if given["leaderboard"] else f"store '{store}'"
+        if read is not None and read.entries:
+            raise click.UsageError(f"{where} has records of no board on the shelf: name the board's file")
         raise click.UsageError(f"{where} has no record of any board: rpbench sweep BOARD (rpbench list boards)")
     return sheets
 
@@ -398,8 +454,8 @@ def compare(**given: Any) -> None:
     rpbench compare erk uniform
     rpbench compare snip grasp --board digits --metric ece
     """
+    from rpbench.comparison import beside, comparison_json, words
     from rpbench.comparison import compare as compared
-    from rpbench.comparison import comparison_json, words
     from rpbench.errors import UnknownName
     from rpbench.store import default_store
 
@@ -412,6 +468,8 @@ def compare(**given: Any) -> None:
     if not found:
         known = sorted({row.label for sheet in sheets for row in sheet.rows})
         for name in (a, b):
+            if name in {sheet.plan.board.reference for sheet in sheets}:
+                raise click.UsageError(f"'{name}' is the reference: rpbench report has each row's gap to it")
             if name not in known:
                 raise UnknownName("row", name, known)
         raise click.UsageError(f"no board has records of both '{a}' and '{b}'")
@@ -422,6 +480,8 @@ def compare(**given: Any) -> None:
 
     for c in found:
         click.echo(plain(words(c)))
+        if told := beside(c):
+            click.echo(f"  {told}")
         if c.examples is not None and c.difference is not None:
             click.echo(f"  the draw of the test images adds a standard error of {c.examples:.2f}", err=True)
 
@@ -436,13 +496,13 @@ def publish(board: str, store: Path | None, root: Path | None) -> None:
     """Put a store's records of a board into the published leaderboard, and make its tables and page anew."""
     from rpbench.published import publish as put
     from rpbench.published import root_of
-    from rpbench.report.words import plain
+    from rpbench.report.words import counted, plain
     from rpbench.store import default_store
 
     folder = root_of(root)
     done = put(board, store or default_store(), folder)
     for name, records in done.files.items():
-        click.echo(f"{board}/{name}: {records} record{'s' if records > 1 else ''}")
+        click.echo(f"{board}/{name}: {counted(records, 'record')}")
     for fault in done.left_out:
         click.echo(f"left out: {plain(fault.place)}: {plain(fault.why)}", err=True)
     click.echo(f"made anew: {folder / 'README.md'}, {folder / 'index.html'}", err=True)

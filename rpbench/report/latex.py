@@ -39,6 +39,7 @@ def _table(sheet: Sheet, one: tuple[str, str]) -> str:
     lines = [
         r"\begin{table}",
         r"  \centering",
+        r"  \small",
         rf"  \caption{{{_caption(sheet, one)}}}",
         rf"  \label{{tab:{_label(sheet.plan.board.name, one)}}}",
         rf"  \begin{{tabular}}{{l{'c' * len(contexts)}}}",

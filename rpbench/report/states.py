@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from rpbench.entries import Fault
-from rpbench.report.words import plain
+from rpbench.report.words import counted, plain
 from rpbench.sweep import DONE, STATES, At, Survey, tally
 
 SHOWN = 12  # cells told one by one, of each kind
@@ -63,9 +63,11 @@ def survey_json(at: Survey) -> dict[str, Any]:
     return {"board": at.plan.board.name, "counts": tally(at.cells), "cells": cells}
 
 
-def boards_text(begun: Sequence[Survey], faults: Sequence[Fault]) -> str:
+def boards_text(begun: Sequence[Survey], faults: Sequence[Fault], records: int = 0) -> str:
     """A line per board that a store has something of, and the records that cannot be read."""
     if not begun and not faults:
+        if records:
+            return f"{counted(records, 'record')}, of no board on the shelf: rpbench status BOARD.toml"
         return "no cell of any board: rpbench sweep BOARD (rpbench list boards)"
     states = [s for s in STATES if any(at.count(s) for at in begun)]
     rows = [(at.plan.board.name, len(at.cells), *(at.count(s) or "" for s in states)) for at in begun]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tabulate import tabulate
 
@@ -12,6 +12,7 @@ from rpbench.entries import Fault
 from rpbench.ranking import Block, Cell, Row, Sheet, metric_of
 from rpbench.report.words import (
     Escape,
+    counted,
     crossed,
     digits_of,
     gap,
@@ -24,6 +25,7 @@ from rpbench.report.words import (
 )
 from rpbench.stats import StreamVariance, seeds_needed
 
+T = TypeVar("T")
 Style = Literal["term", "md"]
 WIDTH = 80
 
@@ -52,10 +54,11 @@ def head(sheet: Sheet, style: Style) -> str:
     """What is compared, under which protocol."""
     board = sheet.plan.board
     tasks = ", ".join(f"{t.name}@{t.version} ({t.recipe.epochs} epochs)" for t in sheet.plan.tasks.values())
+    less = " (less is better)" if sheet.metric.sign < 0 else ""
     lines = [
         f"{board.name}@{board.version}: {board.summary}",
-        f"{tasks}; {board.precision}; {seeds_of(board)}; {sheet.metric.title} of the epoch that "
-        f"validation images select; {len(sheet.plan.contexts)} cells a row",
+        f"{tasks}; {board.precision}; {seeds_of(board)}; {sheet.metric.title}{less} of the epoch that "
+        f"validation images select; {counted(len(sheet.plan.contexts), 'cell')} a row",
     ]
     for cell in sheet.reference:
         lines.append(f"{board.reference}, {net(cell.context)}: {_result(cell, sheet)}")
@@ -128,9 +131,10 @@ def _narrow(sheet: Sheet) -> list[str]:
 
 def _legend(sheet: Sheet, block: Block, axes: Sequence[str]) -> str:
     where = "at" if sheet.order == "flops" else "over"
+    step = "so much above" if sheet.metric.sign > 0 else "the difference to"
     lines = [
         f"gap: mean {where} {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
-        f"gaps{_points(axes)}. rank: ties share one, with the places that the data allow. next: so much above the next "
+        f"gaps{_points(axes)}. rank: ties share one, with the places that the data allow. next: {step} the next "
         f"row. *: separated from {sheet.plan.board.reference}, or from the next row (Holm over all of them, 5 %).",
     ]
     if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
@@ -201,8 +205,8 @@ def _nets(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
     return found
 
 
-def _parts(contexts: Sequence[Context], most: int) -> list[Sequence[Context]]:
-    return [contexts[i : i + most] for i in range(0, len(contexts), most)]
+def _parts(whole: Sequence[T], most: int) -> list[Sequence[T]]:
+    return [whole[i : i + most] for i in range(0, len(whole), most)]
 
 
 def _value(cell: Cell, digits: int) -> str:
@@ -217,13 +221,13 @@ def _matching(sheet: Sheet, style: Style, escape: Escape) -> str:
     nets = list(dict.fromkeys(n for row in sheet.rows for n in row.matching))
     if not nets or sheet.metric.key != sheet.plan.board.metric:
         return ""
-    rows = [
-        (escape(row.label), *(crossed(row.matching.get(n)) for n in nets[:4])) for row in sheet.rows if row.matching
-    ]
     margin = f"{sheet.plan.board.margin:g}{' points' if sheet.metric.unit else ''}"
     title = f"Largest matching sparsity: within {margin} of {sheet.plan.board.reference}, with 95 % interval"
-    table = _table(rows, ["scheme", *(net(n) for n in nets[:4])], ("left", *["right"] * len(nets[:4])), style)
-    return _title(title, style) + "\n" * (1 + (style == "md")) + table
+    some, tables = [row for row in sheet.rows if row.matching], []
+    for part in _parts(nets, 3 if style == "term" else 20):
+        rows = [(escape(row.label), *(crossed(row.matching.get(n)) for n in part)) for row in some]
+        tables.append(_table(rows, ["scheme", *map(net, part)], ("left", *["right"] * len(part)), style))
+    return _title(title, style) + "\n" * (1 + (style == "md")) + "\n\n".join(tables)
 
 
 def _luck(sheet: Sheet, style: Style, escape: Escape) -> str:

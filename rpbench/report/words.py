@@ -41,6 +41,11 @@ def csv_text(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things: 1 cell, 2 cells."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """A gap: with its sign, "-" where it is not known; no negative zero."""
     if value is None:
