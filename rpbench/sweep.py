@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,9 @@ class Survey:
 
     plan: Plan
     cells: tuple[At, ...]
+    beside: tuple[
+        tuple[str, int], ...
+    ] = ()  # rows that the plan does not have, with their results: its reports show them
 
     def count(self, *states: State) -> int:
         return sum(at.state in states for at in self.cells)
@@ -65,7 +68,13 @@ def survey(plan: Plan, found: Found, signs: Iterable[tuple[str, Sign]]) -> Surve
     outdated = {fault.place: fault.why for fault in chosen.left_out if fault.why.startswith("stale")}
     old = {_key_of(e): (e.place, outdated[e.place]) for e in found.entries if e.place in outdated}
     living = {key: (name, sign) for name, sign in signs if (key := _asked_key(sign.cell))}
-    return Survey(plan, tuple(_at(w, chosen.places.get(w.who, {}).get(w.context), living, old) for w in plan.cells))
+    cells = tuple(_at(w, chosen.places.get(w.who, {}).get(w.context), living, old) for w in plan.cells)
+    beside = (
+        (chosen.labels[who], sum(len(p.ok) + len(p.infeasible) for p in places.values()))
+        for who, places in chosen.places.items()
+        if who not in plan.labels
+    )
+    return Survey(plan, cells, tuple((label, n) for label, n in beside if n))
 
 
 def tracked(at: Survey, store: Path) -> Survey:
@@ -79,7 +88,7 @@ def tracked(at: Survey, store: Path) -> Survey:
         else one
         for one in at.cells
     ]
-    return Survey(at.plan, tuple(cells))
+    return replace(at, cells=tuple(cells))
 
 
 def _at(w: Wanted, place: Place | None, living: dict[str, tuple[str, Sign]], old: dict[str, tuple[str, str]]) -> At:

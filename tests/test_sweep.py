@@ -16,7 +16,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from rpbench.board import expand, load_board
+from rpbench.board import Choice, expand, load_board
 from rpbench.cli import main
 from rpbench.entries import read_store
 from rpbench.heartbeat import NAME, Sign, alive, signs
@@ -282,3 +282,23 @@ def test_odd_signs_of_life_and_records_are_told_in_plain_text(tmp_path: Path) ->
         assert done.exit_code == 0, done.output
         assert "\x1b" not in done.output
         assert ("no ?[31m way second line" in done.output) == (len(asked) == 2)
+
+
+def test_status_names_rows_that_only_the_store_has(tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from rpbench import shape_scheme, spread\n\n@shape_scheme\ndef mine(table, density):\n"
+        '    """All alike. https://example.org"""\n    return spread(table, lambda layer: 1.0, density)\n'
+    )
+    plan = expand(load_board("digits"), Choice(schemes=(str(own),)))
+    synthetic.fill(tmp_path / "runs", plan, lambda w: 0.9, plan.cells[:3])
+    asked = ["status", "digits", "--store", str(tmp_path / "runs")]
+    assert "0 of 225 cells have a result; beside them mine has 3 results" in CliRunner().invoke(main, asked).output
+    assert "beside" not in CliRunner().invoke(main, [*asked, "--scheme", "erk"]).output
+
+
+def test_a_board_without_a_record_has_no_empty_tables(tmp_path: Path) -> None:
+    synthetic.fill(tmp_path, synthetic.plan(), lambda w: 0.9)
+    told = CliRunner().invoke(main, ["report", "fig1", "--store", str(tmp_path)]).output
+    assert "Not run" in told
+    assert "by density" not in told

@@ -126,7 +126,7 @@ def status(**given: Any) -> None:
         raise click.UsageError(f"there is no store '{store}': --store DIR, or RPBENCH_STORE")
     if given["board"]:
         at, _ = _survey(_plan(given), store)
-        _show_survey(at, given["form"])
+        _show_survey(at, given["form"], beside=not given["schemes"] and not given["samplers"])
         return
     _show_all(store, given["form"])
 
@@ -268,10 +268,10 @@ def _show_dry_run(at: Survey, todo: list[At], expected: Any, slots: int, form: s
         click.echo(plan_text(at, todo))
 
 
-def _show_survey(at: Survey, form: str) -> None:
+def _show_survey(at: Survey, form: str, beside: bool = False) -> None:
     from rpbench.report.states import survey_json, survey_text
 
-    click.echo(json.dumps(survey_json(at), indent=1) if form == "json" else survey_text(at))
+    click.echo(json.dumps(survey_json(at), indent=1) if form == "json" else survey_text(at, beside))
 
 
 def _show_all(store: Path, form: str) -> None:

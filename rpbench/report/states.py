@@ -14,8 +14,9 @@ from rpbench.sweep import DONE, STATES, At, Survey, tally
 SHOWN = 12  # cells told one by one, of each kind
 
 
-def survey_text(at: Survey) -> str:
-    """A line per row of the board with its counts; then what runs, and what failed and why."""
+def survey_text(at: Survey, beside: bool = False) -> str:
+    """A line per row of the board with its counts; then what runs, and what failed and why; `beside` adds the rows
+    that only the store has."""
     states = [s for s in STATES if at.count(s)]
     rows = []
     for label in dict.fromkeys(one.wanted.label for one in at.cells):
@@ -26,6 +27,8 @@ def survey_text(at: Survey) -> str:
                     colalign=("left", *["right"] * (1 + len(states))))  # fmt: skip
     done = at.count(*DONE)
     text += f"\n{at.plan.board.name}: {done} of {len(at.cells)} cells have a result"
+    if beside and at.beside:
+        text += plain("; beside them " + ", ".join(f"{label} has {counted(n, 'result')}" for label, n in at.beside))
     for state in ("running", "stopped", "stale", "failed", "outdated", "infeasible"):
         some = [one for one in at.cells if one.state == state]
         text += "".join(f"\n{_line(one)}" for one in some[:SHOWN])

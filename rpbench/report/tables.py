@@ -193,6 +193,8 @@ def _nets(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
     """A table per net: rows by densities, mean ± half of a cell's own interval."""
     digits, found = digits_of(sheet.metric), []
     rows = list(sheet.rows)
+    if not rows:
+        return []
     nets = list(dict.fromkeys(c[:2] for c in sheet.plan.contexts))
     for one in nets:
         contexts = [c for c in sheet.plan.contexts if c[:2] == one]
