@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 from rpbench.board import Context
 from rpbench.entries import Entry
 from rpbench.errors import UnknownName, UsageError
-from rpbench.ranking import Row, Sheet, difference, metric_of
+from rpbench.ranking import Row, Sheet, difference, metric_of, to_reference
 from rpbench.report.words import counted
 from rpbench.stats import Estimate, McNemar, Pooled, example_se, mcnemar, seeds_needed
 
@@ -61,6 +61,8 @@ def compare(sheet: Sheet, a: str, b: str, store: Path | None = None) -> Comparis
     """
     if a == b:
         raise UsageError(f"'{a}' against itself: name two rows")
+    if sheet.plan.board.reference in (a, b):
+        return _to_reference(sheet, a, b)
     first, second = _row(sheet, a), _row(sheet, b)
     found, contexts, pooled = difference(sheet, first, second)
     seeds = min((len(c.values) for r in (first, second) for c in r.cells if c.context in contexts), default=0)
@@ -71,6 +73,20 @@ def compare(sheet: Sheet, a: str, b: str, store: Path | None = None) -> Comparis
     board, cells = sheet.plan.board.name, len(sheet.plan.contexts)
     pairs, tied = _among(sheet, first, second)
     return Comparison(board, sheet.metric.key, a, b, found, contexts, cells, pooled, seeds, noise, pairs, tied, images)
+
+
+def _to_reference(sheet: Sheet, a: str, b: str) -> Comparison:
+    """A row against the reference: the row's own gap."""
+    board = sheet.plan.board
+    turned = a == board.reference
+    row = _row(sheet, b if turned else a)
+    found, contexts, pooled = to_reference(sheet, row)
+    if found is not None and turned:
+        found = Estimate(-found.value, found.se, found.df)
+    seeds = min((len(c.values) for c in row.cells if c.context in contexts), default=0)
+    return Comparison(
+        board.name, sheet.metric.key, a, b, found, contexts, len(sheet.plan.contexts), pooled, seeds, None, 0, None
+    )
 
 
 def _among(sheet: Sheet, a: Row, b: Row) -> tuple[int, bool | None]:
@@ -87,8 +103,6 @@ def _among(sheet: Sheet, a: Row, b: Row) -> tuple[int, bool | None]:
 
 def _row(sheet: Sheet, label: str) -> Row:
     known = {row.label: row for row in sheet.rows}
-    if label == sheet.plan.board.reference:
-        raise UsageError(f"'{label}' is the reference: every gap in rpbench report is a comparison with it")
     if label not in known:
         raise UnknownName("row", label, sorted(known))
     return known[label]

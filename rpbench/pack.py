@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rpbench.train import State
 
 LANES = 4  # cells at once on a GPU unless told otherwise
+STOPPED = "stopped; the same command goes on from here"
 MOST_LANES = 16  # torch hands out 32 streams, a lane takes two
 Asked = dict[str, Any]  # the arguments of `rpbench.cell.ask`
 
@@ -297,7 +298,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            why = "stopped; the same command goes on from here" if self.stopped else f"its process died ({how})"
+            why = STOPPED if self.stopped else f"its process died ({how})"
             lost, self.open = self.open, []
             yield from ((index, End(None, why)) for index in lost)
 
@@ -336,8 +337,8 @@ def _work(connection: Connection, wish: Wish, team: Team, place: int) -> None:
             continue
         try:
             end = End(run_cell(ask(**given[0][1]), wish, _Passed(0, pipe), processes))
-        except Interrupted as error:
-            end = End(None, str(error))
+        except Interrupted:  # by the parent's SIGTERM, whatever it was told itself
+            end = End(None, STOPPED)
         except RpbenchError as error:
             end = End(None, " ".join(str(error).split()))
         pipe.ended(0, end)

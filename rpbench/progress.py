@@ -113,7 +113,8 @@ class Several:
         if self.bar is not None:
             self.bar.set_description_str(self._counts(), refresh=False)
         self.at(index, 1.0)
-        left = "" if self.bar is not None or self.ends == len(self.names) else f" ({self._left()} left)"
+        silent = self.bar is not None or self.ends == len(self.names) or end.word.startswith("stopped")
+        left = "" if silent else f" ({self._left()} left)"
         self._line(f"[{self.before + self.ends}/{self.all}] {self.names[index]}: {end.word}{left}")
 
     def close(self) -> None:

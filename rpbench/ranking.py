@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from rpbench.board import Context, Plan, Who
+from rpbench.catalog import is_shelved_scheme
 from rpbench.entries import Entry, Fault
 from rpbench.errors import UnknownName
 from rpbench.selection import Place, Selection
@@ -201,14 +202,14 @@ def score(plan: Plan, selection: Selection, metric: str = "", order: Order = "pa
     })  # fmt: skip
     rows = []
     for who in [*plan.labels, *(w for w in selection.places if w not in plan.labels)]:
-        if who != who_reference and who in selection.places:
+        if who != who_reference and _belongs(plan, who, selection.places.get(who, {}), seeds):
             rows.append(_row(plan, selection, who, seeds, shown, reference, order))
     complete = [row for row in rows if not row.lacks and all(c.state == "ok" for c in row.cells)]
     infeasible = [row for row in rows if not row.lacks and row not in complete]
     incomplete = [row for row in rows if row.lacks]
     every = plan.contexts
     levels = _levels(plan, every)
-    title = f"all {len(every)} cells"
+    title = f"all {len(every)} cells" if len(every) > 1 else "1 cell"
     if order == "flops":
         title = f"{', '.join(f'{level:.0%}' for level in sorted(levels))} of dense FLOPs"
     ranked, short = _block(title, plan, every, complete, reference, shown, order)
@@ -231,8 +232,16 @@ def score(plan: Plan, selection: Selection, metric: str = "", order: Order = "pa
         not_run=tuple(not_run),
         left_out=selection.left_out,
         axes=_axes(known, shown.key),
-        notes=tuple(_notes(plan, reference, ranked, order)),
+        notes=tuple(_notes(plan, reference, ranked, order, selection.other_seeds)),
     )
+
+
+def _belongs(plan: Plan, who: Who, places: Mapping[Context, Place], seeds: Mapping[Context, tuple[Seeds, ...]]) -> bool:
+    """Whether a row is the board's: one that it names, one of somebody's own, or a baseline with all seeds of a cell
+    (with fewer, its records are those of another board that shares a few)."""
+    if who in plan.labels or not is_shelved_scheme(who.scheme):
+        return bool(places)
+    return any(set(seeds[context]) <= set(place.ok) for context, place in places.items())
 
 
 def _axes(known: set[str], main: str) -> tuple[str, ...]:
@@ -599,6 +608,20 @@ def difference(sheet: Sheet, a: Row, b: Row) -> tuple[Estimate | None, tuple[Con
     return _estimate([(a, wa, 1.0), (b, wb, -1.0)], reference, groups, noise, paired), shared, noise
 
 
+def to_reference(sheet: Sheet, row: Row) -> tuple[Estimate | None, tuple[Context, ...], Pooled | None]:
+    """A row's gap to the reference over the cells that it has, as `difference` gives that of two rows."""
+    reference = _Reference({c.context[:2]: c for c in sheet.reference})
+    groups = _Groups(sheet.metric, reference)
+    have = tuple(c.context for c in row.cells if c.gap is not None and c.state in ("ok", "partial"))
+    if not have:
+        return None, (), None
+    w = weights(row, have, reference, "params", ())
+    assert isinstance(w, Weights)
+    noise = pool([*_spread([(row, w)], groups), *(g for n in w.reference if (g := _first(groups.reference(n))))])
+    paired = sheet.plan.board.pairing == "seed"
+    return _estimate([(row, w, 1.0)], reference, groups, noise or sheet.ranked.pooled, paired), have, noise
+
+
 def _matching(plan: Plan, row: Row, reference: _Reference) -> dict[Net, Crossing]:
     """Per net, the largest sparsity at which the row keeps within the board's margin of the dense net."""
     found = {}
@@ -626,7 +649,7 @@ def _matching(plan: Plan, row: Row, reference: _Reference) -> dict[Net, Crossing
     return found
 
 
-def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order) -> Iterable[str]:
+def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order, passed: int) -> Iterable[str]:
     name = plan.board.reference
     for (task, model), cell in reference.cells.items():
         if cell.group is None:
@@ -640,6 +663,8 @@ def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order) -> It
     pooled = ranked.pooled
     if pooled is not None and not pooled.homogeneous:
         yield f"seed variances differ (p = {pooled.p:.3g}): intervals and ranks use each cell's own (Welch)"
+    if passed:
+        yield f"passed over, as their seeds are not the board's: {passed} record{'' if passed == 1 else 's'}"
     if order == "flops":
         yield "equal FLOPs: means interpolated over log FLOPs between a net's densities"
 

@@ -32,6 +32,7 @@ class Selection:
     places: dict[Who, dict[Context, Place]]
     labels: dict[Who, str]
     left_out: tuple[Fault, ...]
+    other_seeds: int = 0  # records of other boards, or of more seeds than this one has: passed over
 
 
 def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -> Selection:
@@ -45,7 +46,7 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     left: list[Fault] = list(faults)
     prunable: dict[tuple[str, str], int] = {}
     shelved = Shelved.now()
-    compared = set(plan.contexts)
+    compared, passed = set(plan.contexts), 0
     mine = [e for e in entries if (e.task, e.model, e.density) in (wanted if e.scheme == reference else compared)]
     sources = _model_sources(plan)
 
@@ -67,7 +68,8 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
                 f"has {e.prunable:,} prunable weights, not the {prunable[context[:2]]:,} of other records of {e.model}"
             )
         if not why and e.seeds not in wanted[context]:
-            why = f"seeds {_seeds(e.seeds)} are not the board's"
+            passed += 1
+            continue
         if not why and e.status == "ok" and plan.board.metric not in e.metrics:
             why = f"has no {plan.board.metric}"
         if not why and any(e.seeds in part for part in (place.ok, place.infeasible, place.broken)):
@@ -79,7 +81,7 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
         part[e.seeds] = e
         places.setdefault(who, {})[context] = place
     labels = {**plan.labels, **_own_labels([w for w in places if w not in plan.labels])}
-    return Selection(places, labels, tuple(left))
+    return Selection(places, labels, tuple(left), passed)
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,3 @@ def _written(name: str, args: str) -> str:
         return name
     parts = [f"{k}={v}" for k, v in values.items() if canonical(defaults.get(k)) != canonical(v)]
     return f"{name}:{','.join(parts)}" if parts else name
-
-
-def _seeds(seeds: Seeds) -> str:
-    if seeds.run == seeds.init == seeds.mask == seeds.order:
-        return str(seeds.run)
-    return f"{seeds.run} (init {seeds.init}, mask {seeds.mask}, order {seeds.order})"

@@ -158,7 +158,6 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "procedure": ({"procedure": "rigl"}, "procedure is rigl, the board's is static"),
     "stale": ({"scheme": {"source": "0" * 64}}, "stale: the source of scheme 'erk'"),
     "budget": ({"density": {"kept": 9999, "realised": 0.09999, "kept_per_layer": [99, 2000, 7000, 900]}}, "off budget"),
-    "seeds": ({"seeds": {"mask": 5}}, "seeds 0 (init 0, mask 5, order 0) are not the board's"),
     "net": (SMALLER, "50,000 prunable weights, not the 100,000"),
     "args": ({"run_id": "again"}, "a second record of the same cell"),
 }  # fmt: skip
@@ -181,6 +180,24 @@ def test_records_of_other_boards_are_passed_over() -> None:
     found = sheet(plan, [*entries_of(plan, lambda w: 0.9), *entries_of(other, lambda w: 0.8)])
     assert found.left_out == ()
     assert len(found.ranked.rows) == 3
+
+
+def test_other_seeds_are_passed_over_and_counted() -> None:
+    plan, more = synthetic.plan(), synthetic.plan(seeds=(0, 1, 2, 7, 8))
+    found = sheet(plan, entries_of(more, lambda w: 0.9))
+    assert found.left_out == ()
+    assert "seeds are not the board's: " in found.notes[-1]
+    assert [c.group and c.group.n for c in found.ranked.rows[0].cells] == [3, 3, 3]
+
+
+def test_baselines_of_another_board_do_not_join_by_a_shared_run() -> None:
+    plan = synthetic.plan(grid={"schemes": ("erk",)})
+    wide = synthetic.plan(grid={"schemes": ("erk", "uniform", "er")})
+
+    def value(w: Wanted) -> float | None:
+        return 0.9 if w.label in ("dense", "erk", "uniform") or w.seeds.run == 0 else None
+
+    assert sorted(labels(sheet(plan, entries_of(wide, value)).rows)) == ["erk", "uniform"]
 
 
 def test_options_make_rows_of_their_own() -> None:
@@ -258,8 +275,11 @@ def test_compare_in_words() -> None:
         compare(found, "erq", "er")
     with pytest.raises(UsageError, match="against itself"):
         compare(found, "er", "er")
-    with pytest.raises(UsageError, match="is the reference"):
-        compare(found, "er", "dense")
+    told = words(compare(found, "er", "dense"))
+    assert told.startswith("dense is above er by 4.80")
+    row = next(row for row in found.rows if row.label == "er")
+    assert compare(found, "er", "dense").difference == row.score
+    assert words(compare(found, "dense", "er")) == told
 
 
 def test_pairing_by_seed_is_declared() -> None:

@@ -173,7 +173,7 @@ def test_a_pair_alone_and_among_all_pairs(shown: tuple[Path, Path]) -> None:
         return done.output
 
     assert "at once" not in compare("erk", "uniform")  # the places show the same
-    assert "'dense' is the reference" in compare("erk", "dense")
+    assert "dense is above erk by" in compare("erk", "dense")
     apart = Comparison("b", "top1", "erk", "er", Estimate(1.0, 0.1, 20.0), (), 3, None, 5, None, pairs=10)
     assert beside(apart) == "this pair alone; rpbench report judges 10 pairs at once (Holm)"
     assert beside(replace(apart, tied=True)).endswith("(Holm), and does not separate it")

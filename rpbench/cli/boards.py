@@ -462,14 +462,12 @@ def compare(**given: Any) -> None:
     a, b = given["a"], given["b"]
     sheets = _sheets(given | {"order": "params"})
     store = None if given["leaderboard"] else given["store"] or default_store()
-    have = [sheet for sheet in sheets if {a, b} <= {row.label for row in sheet.rows}]
-    ranked = [sheet for sheet in have if {a, b} <= {row.label for row in sheet.seeded}]
+    have = [s for s in sheets if {a, b} <= {s.plan.board.reference, *(row.label for row in s.rows)}]
+    ranked = [s for s in have if {a, b} <= {s.plan.board.reference, *(row.label for row in s.seeded)}]
     found = [compared(sheet, a, b, store) for sheet in (sheets if given["boards"] else ranked or have)]
     if not found:
         known = sorted({row.label for sheet in sheets for row in sheet.rows})
         for name in (a, b):
-            if name in {sheet.plan.board.reference for sheet in sheets}:
-                raise click.UsageError(f"'{name}' is the reference: rpbench report has each row's gap to it")
             if name not in known:
                 raise UnknownName("row", name, known)
         raise click.UsageError(f"no board has records of both '{a}' and '{b}'")

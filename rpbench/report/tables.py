@@ -60,7 +60,7 @@ def head(sheet: Sheet, style: Style) -> str:
         f"{tasks}; {board.precision}; {seeds_of(board)}; {sheet.metric.title}{less} of the epoch that "
         f"validation images select; {counted(len(sheet.plan.contexts), 'cell')} a row",
     ]
-    for cell in sheet.reference:
+    for cell in (c for c in sheet.reference if c.group):  # a missing one is among the notes
         lines.append(f"{board.reference}, {net(cell.context)}: {_result(cell, sheet)}")
     lines += sheet.notes
     if style == "md":
@@ -126,7 +126,8 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
 def _narrow(sheet: Sheet) -> list[str]:
     """The axes that 80 columns have room for: one each of calibration, out of distribution and robustness."""
     robust = [key for key in sheet.axes if key.startswith("robust/")]
-    return [key for key in sheet.axes if key in ("top1", "ece", "ood")] + robust[:1]
+    found = [key for key in sheet.axes if key in ("top1", "ece", "ood")] + robust[:1]
+    return found if len(found) < 4 else [key for key in found if key != "ece"]
 
 
 def _legend(sheet: Sheet, block: Block, axes: Sequence[str]) -> str:
@@ -134,8 +135,9 @@ def _legend(sheet: Sheet, block: Block, axes: Sequence[str]) -> str:
     step = "so much above" if sheet.metric.sign > 0 else "the difference to"
     lines = [
         f"gap: mean {where} {block.title} to {sheet.plan.board.reference}, ± half of a 95 % interval; other axes: mean "
-        f"gaps{_points(axes)}. rank: ties share one, with the places that the data allow. next: {step} the next "
-        f"row. *: separated from {sheet.plan.board.reference}, or from the next row (Holm over all of them, 5 %).",
+        f"gaps{_points(axes)}, in brackets where their interval holds 0. rank: ties share one, with the places "
+        f"that the data allow. next: {step} the next row. "
+        f"*: separated from {sheet.plan.board.reference}, or from the next row (Holm over all of them, 5 %).",
     ]
     if block.pooled is not None and block.pooled.homogeneous and block.pooled.var > 0:
         sd, cells = block.pooled.var**0.5, len(block.contexts)
@@ -175,8 +177,11 @@ def named(row: Row) -> str:
 
 
 def _axis(row: Row, key: str) -> str:
+    """A gap by another metric, in brackets where its interval holds 0."""
     e = row.axes.get(key)
-    return signed(e.value if e else None, digits_of(metric_of(key)))
+    text = signed(e.value if e else None, digits_of(metric_of(key)))
+    interval = e.interval() if e else None
+    return text if e is None or (interval and not interval[0] <= 0 <= interval[1]) else f"({text})"
 
 
 def _short(key: str) -> str:
@@ -224,7 +229,10 @@ def _matching(sheet: Sheet, style: Style, escape: Escape) -> str:
     if not nets or sheet.metric.key != sheet.plan.board.metric:
         return ""
     margin = f"{sheet.plan.board.margin:g}{' points' if sheet.metric.unit else ''}"
-    title = f"Largest matching sparsity: within {margin} of {sheet.plan.board.reference}, with 95 % interval"
+    title = (
+        f"Largest matching sparsity: within {margin} of {sheet.plan.board.reference}, with 95 % interval (none: below "
+        "at every density, all: at none; where a falling curve crosses, not how deep it falls after)"
+    )
     some, tables = [row for row in sheet.rows if row.matching], []
     for part in _parts(nets, 3 if style == "term" else 20):
         rows = [(escape(row.label), *(crossed(row.matching.get(n)) for n in part)) for row in some]

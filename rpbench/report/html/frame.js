@@ -107,7 +107,7 @@ function facts(b) {
       ),
     ],
   ];
-  if (pooled)
+  if (pooled && pooled.homogeneous)
     found.push(["Seed noise", `sd ${fixed(pooled.sd, d)} ${points(metric)}, pooled (${pooled.df} degrees of freedom)`]);
   return found;
 }
