@@ -31,7 +31,7 @@ from rpbench.catalog import Row, definition, names
 from rpbench.correlation import LARGEST, Correlation, within
 from rpbench.entries import Entry, Fault
 from rpbench.errors import BadDefinition, RpbenchError
-from rpbench.ranking import Metric, metric_of, value_of
+from rpbench.rows import Metric, metric_of, value_of
 from rpbench.selection import Place, Selection, Shelved, select, who_of
 from rpbench.stats import Estimate, Group, Pooled, contrast, group, holm, pool
 from rpbench.task import Count, Definition, Density, Name, Reference, load_attack, load_definition, load_set, load_task

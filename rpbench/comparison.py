@@ -13,8 +13,9 @@ from zipfile import BadZipFile
 from rpbench.board import Context
 from rpbench.entries import Entry
 from rpbench.errors import UnknownName, UsageError
-from rpbench.ranking import Row, Sheet, difference, metric_of, to_reference
+from rpbench.ranking import difference, to_reference
 from rpbench.report.words import counted
+from rpbench.rows import Row, Sheet, metric_of
 from rpbench.stats import Estimate, McNemar, Pooled, example_se, mcnemar, seeds_needed
 
 

@@ -10,19 +10,33 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rpbench.board import Context, Plan, Who
 from rpbench.catalog import is_shelved_scheme
-from rpbench.entries import Entry, Fault
 from rpbench.errors import UnknownName
+from rpbench.rows import (
+    LEVELS,
+    SINGLE,
+    Block,
+    Cell,
+    Metric,
+    Net,
+    Order,
+    Row,
+    Sheet,
+    State,
+    Weights,
+    metric_of,
+    ood_sets,
+    value_of,
+)
 from rpbench.selection import Place, Selection
 from rpbench.stats import (
     Crossing,
     Estimate,
     Group,
     Pooled,
-    Rank,
     StreamVariance,
     contrast,
     crossing,
@@ -35,143 +49,6 @@ from rpbench.stats import (
     stream_variances,
 )
 from rpbench.streams import Seeds
-
-Order = Literal["params", "flops"]
-State = Literal["ok", "partial", "missing", "infeasible", "failed"]
-Net = tuple[str, str]  # task, model
-SINGLE = "1 seed"  # the mark of rows that are placed by the board's first seed alone
-LOWER_IS_BETTER = ("ece", "nll", "brier", "fpr95")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: rates in percent (gaps in points), others as they are."""
-
-    key: str
-    title: str
-    unit: str
-    scale: float
-    sign: int  # -1 where less is better
-
-
-def metric_of(key: str) -> Metric:
-    """A metric by its key in a record, or "ood": ROC-AUC (maximum softmax), the mean over a task's sets."""
-    kind, _, of = key.partition("/")
-    titles = {"top1": "top-1", "top5": "top-5", "ece": "ECE", "nll": "NLL", "brier": "Brier", "auroc": "ROC-AUC",
-              "aupr": "AUPR", "fpr95": "FPR95", "robust": "top-1 under", "ood": "ROC-AUC, OoD",
-              "auroc_energy": "ROC-AUC (energy)", "aupr_energy": "AUPR (energy)",
-              "fpr95_energy": "FPR95 (energy)"}  # fmt: skip
-    title = f"{titles.get(kind, kind)} {of}".strip()
-    rate = kind not in ("nll", "brier")
-    sign = -1 if kind.split("_")[0] in LOWER_IS_BETTER else 1
-    return Metric(key, title, "%" if rate else "", 100.0 if rate else 1.0, sign)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row in one context: its results over the seeds. Values are scaled as the metric is shown."""
-
-    context: Context
-    state: State
-    seeds: tuple[Seeds, ...]
-    missing: tuple[Seeds, ...]
-    values: tuple[float, ...]
-    group: Group | None
-    gap: Estimate | None
-    entries: tuple[Entry, ...]
-    reason: str = ""
-
-    @property
-    def flops(self) -> float | None:
-        """Sparse over dense FLOPs, as drawn."""
-        return _mean(e.sparse_macs / e.dense_macs for e in self.entries if e.sparse_macs is not None and e.dense_macs)
-
-    @property
-    def effective(self) -> float | None:
-        return _mean(e.effective for e in self.entries if e.effective is not None)
-
-    @property
-    def realised(self) -> float | None:
-        return _mean(e.realised for e in self.entries if e.realised is not None)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A row's score as a linear combination: of its own cells' means, and of the reference's."""
-
-    own: dict[Context, float]
-    reference: dict[Net, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One scheme (x sampler) on a board."""
-
-    who: Who
-    label: str
-    cells: tuple[Cell, ...]
-    score: Estimate | None = None  # mean gap to the reference, in the metric's unit
-    p: float | None = None  # of that gap, Holm-adjusted over the rows of its block
-    rank: Rank | None = None
-    marks: tuple[str, ...] = ()
-    lacks: tuple[str, ...] = ()
-    axes: dict[str, Estimate | None] = field(default_factory=dict)
-    matching: dict[Net, Crossing] = field(default_factory=dict)
-    luck: dict[str, StreamVariance | None] = field(default_factory=dict)  # by stream of random numbers, where varied
-    level: str = ""
-
-    def cell(self, context: Context) -> Cell:
-        return next(c for c in self.cells if c.context == context)
-
-    def mean(self, name: str, contexts: Sequence[Context] | None = None) -> float | None:
-        """The mean of a cost over the row's cells, or those in `contexts`: flops, effective, realised."""
-        return _mean(v for cell in self._within(contexts) if (v := getattr(cell, name)) is not None)
-
-    def cost(self, name: str, contexts: Sequence[Context] | None = None) -> float | None:
-        """The mean over the row's records of what one of them took: scheme_seconds, batches, seconds, ..."""
-        return _mean(v for c in self._within(contexts) for e in c.entries if (v := getattr(e, name)) is not None)
-
-    def _within(self, contexts: Sequence[Context] | None) -> list[Cell]:
-        return [cell for cell in self.cells if contexts is None or cell.context in contexts]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows that are ranked together, best first, on cells that all of them have."""
-
-    title: str
-    contexts: tuple[Context, ...]
-    rows: tuple[Row, ...]
-    pooled: Pooled | None
-    steps: tuple[Estimate | None, ...]  # each row less the next one
-    apart: tuple[bool, ...]  # whether that step is significant in the family of all pairs
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A board, scored."""
-
-    plan: Plan
-    metric: Metric
-    order: Order
-    reference: tuple[Cell, ...]
-    ranked: Block
-    common: Block | None
-    incomplete: tuple[Row, ...]
-    not_run: tuple[str, ...]
-    left_out: tuple[Fault, ...]
-    axes: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Every row with a record, ranked ones first."""
-        return (*self.ranked.rows, *self.incomplete)
-
-    @property
-    def seeded(self) -> tuple[Row, ...]:
-        """Ranked rows that have every seed of the board."""
-        return tuple(row for row in self.ranked.rows if SINGLE not in row.marks)
 
 
 @dataclass(frozen=True)
@@ -255,25 +132,6 @@ def _metrics(selection: Selection) -> set[str]:
         k for places in selection.places.values() for p in places.values() for e in p.ok.values() for k in e.metrics
     }
     return (found | {"ood"} if any(k.startswith("auroc/") for k in found) else found) - {"epoch"}
-
-
-def value_of(e: Entry, metric: Metric, sets: Iterable[str] | None = None) -> float | None:
-    """A record's value of a metric as it is shown; of "ood" over `sets` (those that the reference has)."""
-    if metric.key != "ood":
-        found = e.metrics.get(metric.key)
-        return None if found is None else found * metric.scale
-    names = [f"auroc/{s}" for s in sets] if sets is not None else [k for k in e.metrics if k.startswith("auroc/")]
-    if not names or any(n not in e.metrics for n in names):
-        return None
-    return math.fsum(e.metrics[n] for n in names) / len(names) * metric.scale
-
-
-def ood_sets(entries: Sequence[Entry]) -> tuple[str, ...] | None:
-    """The OoD sets that all of these records were scored on."""
-    if not entries:
-        return None
-    each = [{k.removeprefix("auroc/") for k in e.metrics if k.startswith("auroc/")} for e in entries]
-    return tuple(sorted(set.intersection(*each)))
 
 
 def _cell(
@@ -361,9 +219,6 @@ def _luck(cells: Sequence[Cell]) -> dict[str, StreamVariance | None]:
         return {}
     values, mask, init, order, contexts = zip(*runs, strict=True)
     return stream_variances(values, mask, init, order, contexts)
-
-
-LEVELS = ("reported", "complete", "checked", "verified")
 
 
 def _lack(cell: Cell) -> str:
@@ -667,8 +522,3 @@ def _notes(plan: Plan, reference: _Reference, ranked: Block, order: Order, passe
         yield f"passed over, as their seeds are not the board's: {passed} record{'' if passed == 1 else 's'}"
     if order == "flops":
         yield "equal FLOPs: means interpolated over log FLOPs between a net's densities"
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return math.fsum(known) / len(known) if known else None

@@ -13,8 +13,9 @@ import numpy as np
 from rpbench.board import Board, Plan, Wanted, expand
 from rpbench.catalog import is_shelved_scheme, outline
 from rpbench.entries import Entry, entry
-from rpbench.ranking import Sheet, score
+from rpbench.ranking import score
 from rpbench.record import RunRecord
+from rpbench.rows import Sheet
 from rpbench.selection import select
 
 Change = Callable[[Wanted, dict[str, Any]], dict[str, Any] | None]

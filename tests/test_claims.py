@@ -30,8 +30,8 @@ from rpbench.claims import (
 from rpbench.correlation import within
 from rpbench.entries import Entry
 from rpbench.errors import BadDefinition, UsageError
-from rpbench.ranking import metric_of
 from rpbench.report.verdicts import claims_json, claims_text, commands
+from rpbench.rows import metric_of
 from rpbench.stats import contrast, group, pool
 
 HEAD = """

@@ -37,7 +37,7 @@ LAYERS = [
     ["claims"],
     ["report", "ranking", "report.reported"],
     ["sweep"],
-    ["selection"],
+    ["selection", "rows"],
     ["board", "entries"],
     ["store", "cell", "launch", "launch.notes", "launch.queue"],
     ["data.opened"],

@@ -20,9 +20,10 @@ from page_records import a_board, a_record, a_sheet, entries, records
 
 from rpbench.board import Wanted, board_names, expand, load_board
 from rpbench.entries import Fault
-from rpbench.ranking import Order, Sheet, score
+from rpbench.ranking import score
 from rpbench.report.page import CELL, RUN, SCRIPTS, embedded, page, page_json
 from rpbench.report.reported import reported
+from rpbench.rows import Order, Sheet
 from rpbench.selection import select
 from rpbench.stats import t_interval
 

@@ -17,8 +17,9 @@ from rpbench.board import Choice, Plan, Wanted, expand
 from rpbench.comparison import compare, words
 from rpbench.entries import Entry, entry
 from rpbench.errors import UnknownName, UsageError
-from rpbench.ranking import Sheet, metric_of, score
+from rpbench.ranking import score
 from rpbench.record import RunRecord
+from rpbench.rows import Sheet, metric_of
 from rpbench.selection import select
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rpbench.ranking import Cell, Sheet
 from rpbench.report.tables import cell_half, named, seeds_of
 from rpbench.report.words import digits_of, latex, net
+from rpbench.rows import Cell, Sheet
 
 PREAMBLE = r"""% \usepackage{booktabs}
 % \usepackage{siunitx}  % version 3

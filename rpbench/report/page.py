@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rpbench.models.names import cifar_resnet
-from rpbench.ranking import Block, Sheet, metric_of
 from rpbench.report.plain import number, sheet_json
+from rpbench.rows import Block, Sheet, metric_of
 from rpbench.stats import Estimate
 
 Json = Any

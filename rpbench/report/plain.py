@@ -7,7 +7,7 @@ from typing import Any
 
 from rpbench.board import Context, board_hash
 from rpbench.entries import Entry
-from rpbench.ranking import Block, Cell, Metric, Net, Row, Sheet, metric_of, ood_sets, value_of
+from rpbench.rows import Block, Cell, Metric, Net, Row, Sheet, metric_of, ood_sets, value_of
 from rpbench.stats import Crossing, Estimate, Pooled
 
 SCHEMA = "rpbench.report/1"

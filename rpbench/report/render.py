@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rpbench.ranking import Sheet
+from rpbench.rows import Sheet
 
 Format = Literal["term", "md", "csv", "csv-wide", "latex", "html", "json"]
 

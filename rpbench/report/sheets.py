@@ -6,9 +6,9 @@ import csv
 import io
 from typing import Any
 
-from rpbench.ranking import Cell, Row, Sheet
 from rpbench.report.plain import number
 from rpbench.report.words import csv_text
+from rpbench.rows import Cell, Row, Sheet
 
 
 def long_csv(sheet: Sheet) -> str:

@@ -9,7 +9,6 @@ from tabulate import tabulate
 
 from rpbench.board import Board, Context
 from rpbench.entries import Fault
-from rpbench.ranking import Block, Cell, Row, Sheet, metric_of
 from rpbench.report.words import (
     Escape,
     counted,
@@ -23,6 +22,7 @@ from rpbench.report.words import (
     seconds,
     signed,
 )
+from rpbench.rows import Block, Cell, Row, Sheet, metric_of
 from rpbench.stats import StreamVariance, seeds_needed
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from rpbench.claims import ALPHA, VERDICTS, Judgement, Lack, Measured, Part, Term
-from rpbench.ranking import Metric
 from rpbench.report.plain import estimate_json, number, pooled_json
 from rpbench.report.words import Escape, digits_of, markdown, plain, signed
+from rpbench.rows import Metric
 
 Style = Literal["term", "md"]
 SCHEMA = "rpbench.claims/1"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from rpbench.board import Context
-from rpbench.ranking import Metric
+from rpbench.rows import Metric
 from rpbench.stats import Crossing, Estimate
 
 Escape = Callable[[str], str]
