@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.claims"],
+    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.sweeps", "cli.claims"],
     ["cli.shared"],
     ["show", "shelves", "scoring", "cell_plan"],
     ["bench.runs"],

@@ -8,11 +8,12 @@ from __future__ import annotations
 import click
 
 from rpbench.cli.bench import bench
-from rpbench.cli.boards import compare, publish, report, status, sweep
+from rpbench.cli.boards import compare, publish, report
 from rpbench.cli.cells import plan, run, score
 from rpbench.cli.claims import claims
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
+from rpbench.cli.sweeps import status, sweep
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
