@@ -163,10 +163,10 @@ def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
 def test_processes_that_run_packs_end_in_the_same_records(tmp_path: Path) -> None:
     """As on a machine of several GPUs: a process for each, some cells in turns in each."""
     cells = [asked(seed) for seed in range(3)]
-    alone_too = run_processes(cells, Wish(store=tmp_path / "alone"), Team(1), Notes())
+    expected = [alone(tmp_path, **cell) for cell in cells]
     notes = Notes()
     ends = run_processes(cells, Wish(store=tmp_path / "packs", packed=2), Team(2, lanes=2), notes)
-    assert [told(end.outcome) for end in ends] == [told(end.outcome) for end in alone_too]
+    assert [told(end.outcome) for end in ends] == expected
     assert sorted(notes.ends) == [0, 1, 2]
 
 
