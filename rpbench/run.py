@@ -59,6 +59,7 @@ class Wish:
     workers: int | None = None
     engine: EngineName = "auto"
     packed: int = 1  # cells that share the machine at the time, this one included
+    note_failures: bool = False  # a scheme that cannot be used ends in a record, as one of many; else it is raised
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ class _Work:
             if self.processes.first:
                 plan = self._plan()
             plan = self.processes.share(plan)
-            if isinstance(plan, Exception) and not isinstance(plan, InfeasibleBudget | ScoreError):
+            noted = isinstance(plan, InfeasibleBudget | ScoreError) or self.wish.note_failures
+            if isinstance(plan, Exception) and not noted:
                 raise plan
         if self.processes.first:
             self.folder.create()

@@ -112,6 +112,31 @@ def test_a_cell_that_fails_takes_no_other_with_it_and_is_retried_when_asked(tmp_
     assert "2 of 2" in done.stdout
 
 
+def test_a_scheme_that_raises_has_failed_with_its_reason(tmp_path: Path) -> None:
+    """One of many cells ends in a record; alone, it is refused before anything is written."""
+    from rpbench.cell import ask
+    from rpbench.errors import SchemeError
+    from rpbench.machine import Processes
+    from rpbench.progress import Quiet
+    from rpbench.run import Wish, run_cell
+
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from rpbench import shape_scheme\n\n@shape_scheme\ndef bad(table, density):\n"
+        '    """Raises. https://example.org"""\n    return {}[density]\n'
+    )
+    cell, store = ask(scheme=str(bad), density=0.1), tmp_path / "runs"
+    with pytest.raises(SchemeError, match="KeyError"):
+        run_cell(cell, Wish(store), Quiet(), Processes())
+    assert not store.exists()
+    outcome = run_cell(cell, Wish(store, note_failures=True), Quiet(), Processes())
+    assert outcome.record.status == "failed"
+    plan = expand(load_board("digits"), Choice(schemes=(str(bad),), densities=(0.1,), seeds=(0,)))
+    at = survey(plan, read_store(store), [])
+    assert [(one.state, "KeyError" in one.note) for one in at.cells] == [("failed", True)]
+    assert at.to_run(retry=False) == []
+
+
 def test_a_failed_record_is_left_until_a_retry(tmp_path: Path) -> None:
     plan = synthetic.plan()
     cell = synthetic.record(

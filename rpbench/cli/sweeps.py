@@ -210,6 +210,7 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
         track_flow=plan.board.track == "gradient-flow",
         workers=given["workers"],
         engine=given["engine"],
+        note_failures=True,
     )
     for name in dict.fromkeys(one.wanted.context.task for one in todo):  # said once, not by every cell
         opened.find_all(plan.tasks[name], wish.roots, training=True, skip_missing=wish.skip_missing)
