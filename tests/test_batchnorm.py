@@ -100,6 +100,7 @@ def test_a_nets_gradient_is_as_far_from_float64_as_in_torchs_default_layout() ->
     assert gate_of_the_step(Subject("cifar10", "resnet20", 0.1)) == []
 
 
+@pytest.mark.slow
 def test_the_gate_notices_torchs_own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     import contextlib
 

@@ -223,6 +223,7 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rpbench", "bench", *words], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     small = ("--task", "digits", "--density", "0.2", "--rounds", "1", "--seconds", "0.3", "--format", "json")
     done = bench("engine", *small, "--reference", write(tmp_path / "theirs.py", REFERENCE), "--slots", "1")

@@ -213,7 +213,7 @@ def test_papers_values_stand_behind_their_cells() -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
+@pytest.mark.parametrize("suffix", [pytest.param("pdf", marks=pytest.mark.slow), "svg", "png"])
 def test_equal_records_give_equal_bytes(tmp_path: Path, suffix: str) -> None:
     board = load_board("fig7")
     _, found = made("fig7")
@@ -236,6 +236,7 @@ def test_equal_records_give_equal_bytes(tmp_path: Path, suffix: str) -> None:
     assert one.read_bytes() == three.read_bytes()
 
 
+@pytest.mark.slow
 def test_every_kind_of_figure_is_drawn(tmp_path: Path) -> None:
     for name in ("fig2-width", "fig6", "fig14", "luck"):
         board, figure = find_figure(name)

@@ -160,6 +160,8 @@ def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_processes_that_run_packs_end_in_the_same_records(tmp_path: Path) -> None:
     """As on a machine of several GPUs: a process for each, some cells in turns in each."""
     cells = [asked(seed) for seed in range(3)]

@@ -90,6 +90,7 @@ def test_a_killed_sweep_goes_on_to_the_same_records(tmp_path: Path) -> None:
     assert "erk" in report.output
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_takes_no_other_with_it_and_is_retried_when_asked(tmp_path: Path) -> None:
     crash = tmp_path / "crash.py"
     body = (
