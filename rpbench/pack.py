@@ -95,8 +95,7 @@ def run_packed(
     processes = Processes()
     if processes.world > 1:
         raise UsageError(f"{len(cells)} cells are run at once by one process, not by {processes.world}: no launcher")
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cores or own_cores()
     if processes.device.type == "cuda":
         import torch
 
@@ -108,6 +107,11 @@ def run_packed(
         return run_lanes(cells, replace(wish, packed=lanes), lanes, watch, processes)
     slots = min(len(cells), slots or cores)
     return run_processes(asked, replace(wish, packed=slots), Team(slots, max(1, cores // slots)), watch)
+
+
+def own_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _visible(gpus: int) -> tuple[str, ...]:

@@ -43,6 +43,18 @@ def read_board(board: str, root: Path | None = None) -> Found:
     return merged(read_lines(path) for path in sorted((root_of(root) / board).glob("*.jsonl")))
 
 
+def beside(own: Found, boards: Sequence[str]) -> Found:
+    """A store's records and the published ones of these boards. Boards share cells, and a store may hold what it has
+    published: each record counts once, the store's own first."""
+    whole, known = Found(list(own.entries), list(own.faults)), {e.run_id for e in own.entries}
+    for board in boards:
+        published = read_board(board)
+        whole.entries += [e for e in published.entries if e.run_id not in known]
+        whole.faults += published.faults
+        known |= {e.run_id for e in published.entries}
+    return whole
+
+
 def columns(plan: Plan) -> dict[str, str]:
     """Every column of a board's lines with its type, as `datasets` names it; the same for all rows of the board."""
     metrics: dict[str, None] = dict.fromkeys(("top1", "nll", "brier", "ece", "val_top1"))

@@ -33,6 +33,7 @@ class Selection:
     labels: dict[Who, str]
     left_out: tuple[Fault, ...]
     other_seeds: int = 0  # records of other boards, or of more seeds than this one has: passed over
+    stale: frozenset[str] = frozenset()  # places of those whose scheme has changed since
 
 
 def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -> Selection:
@@ -47,6 +48,7 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
     prunable: dict[tuple[str, str], int] = {}
     shelved = Shelved.now()
     compared, passed = set(plan.contexts), 0
+    stale: set[str] = set()
     mine = [e for e in entries if (e.task, e.model, e.density) in (wanted if e.scheme == reference else compared)]
     sources = _model_sources(plan)
 
@@ -60,7 +62,10 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
         if (own := who._replace(source=e.scheme_source)) in plan.labels:
             who = own  # a file of one's own that is named as one on the shelf
         place = places.get(who, {}).get(context, Place())
-        why = _objection(plan, e, who, shelved)
+        why = _objection(plan, e)
+        if not why and (why := _stale(e, who, shelved)):
+            stale.add(e.place)
+        why = why or _off_budget(e)
         if not why and e.model_source != sources[context[:2]]:
             why = f"of another source of model {e.model} than today's"
         if not why and e.prunable != prunable.setdefault(context[:2], e.prunable):
@@ -81,7 +86,7 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
         part[e.seeds] = e
         places.setdefault(who, {})[context] = place
     labels = {**plan.labels, **_own_labels([w for w in places if w not in plan.labels])}
-    return Selection(places, labels, tuple(left), passed)
+    return Selection(places, labels, tuple(left), passed, frozenset(stale))
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _model_sources(plan: Plan) -> dict[tuple[str, str], str]:
     return {(task, model): resolve(model, plan.tasks[task].family).source for task, model in nets}
 
 
-def _objection(plan: Plan, e: Entry, who: Who, shelved: Shelved) -> str:
+def _objection(plan: Plan, e: Entry) -> str:
     """Why a record cannot be compared on this board; '' if it can."""
     if e.spec != plan.specs[e.task]:
         return (
@@ -125,9 +130,18 @@ def _objection(plan: Plan, e: Entry, who: Who, shelved: Shelved) -> str:
     ):
         if value != right:
             return f"{word} is {value}, the board's is {right}"
+    return ""
+
+
+def _stale(e: Entry, who: Who, shelved: Shelved) -> str:
+    """Whether a baseline has changed since a record of it was made."""
     if not who.source and e.scheme in shelved.schemes and e.scheme_source != outline(e.scheme).source_hash:
         why = f"stale: the source of scheme '{e.scheme}' is not the one that this record was made with"
         return f"{why} (if it is a file of your own: give it another name)"
+    return ""
+
+
+def _off_budget(e: Entry) -> str:
     budget = round(e.density * e.prunable)
     if e.status == "ok" and e.kept != budget:
         return f"off budget: keeps {e.kept:,} weights, {budget:,} were asked for"

@@ -32,6 +32,7 @@ class At(NamedTuple):
     note: str = ""
     done: float = 0.0
     where: str = ""  # its folder, or the machine that works on it
+    over: bool = False  # to run it means to start over: it has a record of a finished run
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class Survey:
 def survey(plan: Plan, found: Found, signs: Iterable[tuple[str, Sign]]) -> Survey:
     """Where every cell of a plan stands, from the records and signs of life of a store."""
     chosen = select(plan, found.entries)
-    outdated = {fault.place: fault.why for fault in chosen.left_out if fault.why.startswith("stale")}
+    outdated = {fault.place: fault.why for fault in chosen.left_out if fault.place in chosen.stale}
     old = {_key_of(e): (e.place, outdated[e.place]) for e in found.entries if e.place in outdated}
     living = {key: (name, sign) for name, sign in signs if (key := _asked_key(sign.cell))}
     cells = tuple(_at(w, chosen.places.get(w.who, {}).get(w.context), living, old) for w in plan.cells)
@@ -83,7 +84,7 @@ def tracked(at: Survey, store: Path) -> Survey:
         return at
     missing = "trained without noting gradient norms, which this board wants"
     cells = [
-        one._replace(state="outdated", note=missing)
+        one._replace(state="outdated", note=missing, over=True)
         if one.state == "finished" and not (store / one.where / "gradient_flow.jsonl").is_file()
         else one
         for one in at.cells
@@ -102,9 +103,9 @@ def _at(w: Wanted, place: Place | None, living: dict[str, tuple[str, Sign]], old
     if place and (e := place.infeasible.get(w.seeds)):
         return At(w, "infeasible", e.error, 1.0, e.place)
     if place and (e := place.broken.get(w.seeds)):
-        return At(w, "failed", f"{e.status}: {e.error}", 0.0, e.place)
+        return At(w, "failed", f"{e.status}: {e.error}", 0.0, e.place, over=e.status == "diverged")
     if key in old:
-        return At(w, "outdated", old[key][1], 0.0, old[key][0])
+        return At(w, "outdated", old[key][1], 0.0, old[key][0], over=True)
     if key in living:
         name, sign = living[key]
         return At(w, sign.word, f"last seen on {sign.host}", sign.done, name)

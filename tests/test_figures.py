@@ -244,6 +244,8 @@ def test_every_kind_of_figure_is_drawn(tmp_path: Path) -> None:
         for width in (6.9, NARROW):
             draw(board, figure, list(entries(plan, curve)), tmp_path / f"{name}.png", width=width)
             draw(board, figure, [], tmp_path / "none.png", width=width)
+            for path in (tmp_path / f"{name}.png", tmp_path / "none.png"):
+                assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rpbench.cli.shared import format_option, store_option
+
+if TYPE_CHECKING:
+    from rpbench.entries import Found
 
 FORMS = {".txt": "term", ".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
 
@@ -87,7 +90,6 @@ def _form(given: dict[str, Any]) -> str:
 def _draw(given: dict[str, Any]) -> None:
     """Figures into files of their names: --out is a folder, or for one figure a file."""
     from rpbench.board import load_board
-    from rpbench.entries import merged
     from rpbench.report.figures import SUFFIXES, draw_figures
 
     out, names = given["out"] or Path("."), given["figures"]
@@ -99,38 +101,33 @@ def _draw(given: dict[str, Any]) -> None:
         raise click.UsageError("a figure stands on one board: name at most one")
     boards = [load_board(name) for name in given["boards"]]
     store, found = _records(given, None)
-    entries = merged(found).entries
     folder = out.parent if out.suffix else out
     if not folder.is_dir():
         raise click.UsageError(f"--out: there is no folder '{folder}'")
-    for path in draw_figures(boards[0] if boards else None, names, entries, store, folder, out.suffix or ".pdf"):
+    for path in draw_figures(boards[0] if boards else None, names, found.entries, store, folder, out.suffix or ".pdf"):
         click.echo(str(path.replace(out) if out.suffix else path))
 
 
-def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, list[Any]]:
+def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, Found]:
     """The store and what it holds; or the published records of one board or of all, beside a store that is named."""
     from rpbench.board import board_names
     from rpbench.entries import Found, read_store
-    from rpbench.published import published_boards, read_board, root_of
+    from rpbench.published import beside, published_boards, root_of
     from rpbench.store import default_store
 
     store = given["store"] if given["leaderboard"] else given["store"] or default_store()
     if store is not None and not store.is_dir():
         raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
-    found = [read_store(store)] if store is not None else []
-    if given["leaderboard"]:
-        own = {e.run_id for part in found for e in part.entries}
-        shelved = board in board_names()  # a board of one's own may share cells with any
-        for name in [board] if board and shelved else published_boards(root_of()):
-            published = read_board(name)
-            found.append(Found([e for e in published.entries if e.run_id not in own], published.faults))
-    return store, found
+    own = read_store(store) if store is not None else Found()
+    if not given["leaderboard"]:
+        return store, own
+    shelved = board in board_names()  # a board of one's own may share cells with any
+    return store, beside(own, [board] if board and shelved else published_boards(root_of()))
 
 
 def _sheets(given: dict[str, Any]) -> list[Any]:
     """The boards that are asked for, scored from a store or the published records."""
     from rpbench.board import board_names, expand, load_board
-    from rpbench.entries import merged
     from rpbench.errors import UnknownName
     from rpbench.ranking import score
     from rpbench.selection import select
@@ -139,8 +136,7 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     plans = [(name, expand(load_board(name))) for name in given["boards"] or board_names()]
     for name, plan in plans:
         if read is None or given["leaderboard"]:
-            store, parts = _records(given, name)
-            read = merged(parts)
+            store, read = _records(given, name)
         chosen = select(plan, read.entries, read.faults)
         if not chosen.places and not given["boards"]:
             continue

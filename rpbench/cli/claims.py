@@ -46,21 +46,15 @@ def _records(given: dict[str, Any]) -> tuple[list[Entry], Norms | None]:
     A store's own record stands before the published one of the same cell, and boards share cells: each counts once.
     """
     from rpbench.claims import read_norms
-    from rpbench.entries import read_store
-    from rpbench.published import published_boards, read_board, root_of
+    from rpbench.entries import Found, read_store
+    from rpbench.published import beside, published_boards, root_of
     from rpbench.store import default_store
 
     store = given["store"] if given["leaderboard"] else given["store"] or default_store()
     if given["store"] and not store.is_dir():
         raise click.UsageError(f"there is no store '{store}': --store DIR, or --leaderboard")
-    own = read_store(store) if store else None
-    found = list(own.entries) if own else []
-    faults = len(own.faults) if own else 0
-    for name in published_boards(root_of()) if given["leaderboard"] else ():
-        published = read_board(name)
-        known = {e.run_id for e in found}
-        found += [e for e in published.entries if e.run_id not in known]
-        faults += len(published.faults)
-    if faults:
-        click.echo(f"{faults} records cannot be used: rpbench status says why", err=True)
-    return found, read_norms(store) if store else None
+    own = read_store(store) if store else Found()
+    found = beside(own, published_boards(root_of()) if given["leaderboard"] else ())
+    if found.faults:
+        click.echo(f"{len(found.faults)} records cannot be used: rpbench status says why", err=True)
+    return found.entries, read_norms(store) if store else None

@@ -78,6 +78,7 @@ def sweep(**given: Any) -> None:
     rpbench sweep fig1 --model resnet20 --dry-run
     rpbench sweep fig1 --launcher slurm --gpus 1 --cpus 4 --pack 4
     """
+    from rpbench.pack import own_cores
     from rpbench.store import default_store
     from rpbench.sweep import guess
 
@@ -88,7 +89,7 @@ def sweep(**given: Any) -> None:
         raise click.UsageError(f"nothing of board '{plan.board.name}' is asked for")
     at, entries = _survey(plan, store)
     todo = at.to_run(given["retry"])
-    slots = given["slots"] or _slots()
+    slots = given["slots"] or own_cores()
     if given["launcher"] == "slurm":
         _slurm(given)  # wrong options are told first
         slots = given["parallelism"] * given["pack"]
@@ -172,12 +173,6 @@ def _survey(plan: Plan, store: Path) -> tuple[Survey, list[Any]]:
     return tracked(survey(plan, found, signs(store)), store), found.entries
 
 
-def _slots() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _announcement(at: Survey, todo: list[At], expected: Any, slots: int) -> str:
     from rpbench.progress import duration
     from rpbench.report.words import counted
@@ -214,7 +209,7 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
     )
     for name in dict.fromkeys(one.wanted.context.task for one in todo):  # said once, not by every cell
         opened.find_all(plan.tasks[name], wish.roots, training=True, skip_missing=wish.skip_missing)
-    over = [one for one in todo if one.state == "outdated" or one.note.startswith("diverged")]
+    over = [one for one in todo if one.over]
     rest = [one for one in todo if one not in over]
     ends = []
     done = len(at.cells) - len(todo)
