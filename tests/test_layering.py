@@ -53,7 +53,7 @@ LAYERS = [
     ["stats", "correlation"],
     ["budget", "options", "streams", "signals", "batchnorm", "folding"],
     ["layers"],
-    ["errors", ""],
+    ["errors", "verdict", ""],
 ]
 HEIGHT = {name: len(LAYERS) - i for i, row in enumerate(LAYERS) for name in row}
 
