@@ -18,10 +18,10 @@ from rpbench import options
 from rpbench.catalog import (
     Row,
     definition,
-    find_sampler,
-    find_scheme,
     is_shelved_sampler,
     is_shelved_scheme,
+    isolated_sampler,
+    isolated_scheme,
     names,
     outline,
 )
@@ -356,13 +356,13 @@ def _streams(board: Board, grid: Grid, seeds: Sequence[int], drawn: bool) -> Ite
 
 
 def _fits(scheme: str, sampler: str) -> bool:
-    return not find_sampler(sampler)[0].scored or _told(scheme)[1] == "score"
+    return not isolated_sampler(sampler)[0].scored or _told(scheme)[1] == "score"
 
 
 def _told(scheme: str) -> tuple[float | None, str]:
     """The density that a scheme is defined for alone, and what it is made from."""
     name, _ = options.parse(scheme)
-    found = outline(name) if is_shelved_scheme(name) else find_scheme(scheme)[0]
+    found = outline(name) if is_shelved_scheme(name) else isolated_scheme(scheme)[0]
     return found.density, found.kind
 
 
@@ -377,14 +377,14 @@ def _bound_scheme(given: str) -> tuple[str, str, str, str]:
     """(name, all options as canonical JSON, hash of a file of one's own, as it is written)."""
     if is_shelved_scheme(given) and not outline(given).needs:
         return given, canonical(outline(given).options), "", given
-    found, chosen = find_scheme(given)
+    found, chosen = isolated_scheme(given)
     values = options.bind(found.name, found.function, chosen)
     own = "" if is_shelved_scheme(options.parse(given)[0]) else found.source_hash
     return found.name, canonical(options.plain(values)), own, options.written(found.name, found.function, values)
 
 
 def _bound_sampler(given: str) -> tuple[str, str, str, str]:
-    found, chosen = find_sampler(given)
+    found, chosen = isolated_sampler(given)
     values = options.bind(found.name, found.function, chosen)
     own = "" if is_shelved_sampler(options.parse(given)[0]) else found.source_hash
     return found.name, canonical(options.plain(values)), own, options.written(found.name, found.function, values)

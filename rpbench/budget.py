@@ -146,19 +146,7 @@ def densities_from_scores(table: LayerTable, scores: Mapping[str, Any], density:
     Raises ScoreError where scores are not finite or all equal: that ranks nothing. SchemeError for wrong shapes.
     """
     kept = budget(density, table.prunable)
-    missing = [name for name in table.names if name not in scores]
-    if missing:
-        raise SchemeError(f"no scores for {', '.join(missing)}")
-    if unknown := [str(name) for name in scores if name not in set(table.names)]:
-        raise SchemeError(f"scores of unknown layers {', '.join(unknown)}")
-    flat: list[Any] = []
-    for layer in table:
-        values = np.asarray(scores[layer.name])
-        if tuple(values.shape) != layer.shape:
-            raise SchemeError(f"scores of '{layer.name}' have shape {tuple(values.shape)}, its weight {layer.shape}")
-        if not np.isfinite(values).all():
-            raise ScoreError(f"scores of layer '{layer.name}' are not finite: they rank nothing")
-        flat.append(values.ravel())
+    flat = [values.ravel() for values in check_scores(table, scores)]
     everything = np.concatenate(flat)
     if everything.min() == everything.max():
         raise ScoreError(
@@ -170,3 +158,25 @@ def densities_from_scores(table: LayerTable, scores: Mapping[str, Any], density:
     ties = np.array([int((v == threshold).sum()) for v in flat], dtype=np.float64)
     shares = above + ties * ((kept - above.sum()) / ties.sum())
     return {layer.name: float(s) / layer.numel for layer, s in zip(table, shares, strict=True)}
+
+
+def check_scores(table: LayerTable, scores: Mapping[str, Any]) -> list[Any]:
+    """The scores as arrays in table order.
+
+    Raises SchemeError where layers are missing or unknown, or an array has another shape than its weight; ScoreError
+    where one is not finite.
+    """
+    missing = [name for name in table.names if name not in scores]
+    if missing:
+        raise SchemeError(f"no scores for {', '.join(missing)}")
+    if unknown := [str(name) for name in scores if name not in set(table.names)]:
+        raise SchemeError(f"scores of unknown layers {', '.join(unknown)}")
+    found: list[Any] = []
+    for layer in table:
+        values = np.asarray(scores[layer.name])
+        if tuple(values.shape) != layer.shape:
+            raise SchemeError(f"scores of '{layer.name}' have shape {tuple(values.shape)}, its weight {layer.shape}")
+        if not np.isfinite(values).all():
+            raise ScoreError(f"scores of layer '{layer.name}' are not finite: they rank nothing")
+        found.append(values)
+    return found

@@ -8,21 +8,18 @@ reads their files without running them.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rpbench import options
-from rpbench.errors import RpbenchError, UnknownName, UsageError
+from rpbench import isolated, options
+from rpbench.errors import UnknownName, UsageError
+from rpbench.loading import load_file, said
+from rpbench.outline import Outline, Word, read_file, read_module
 from rpbench.sampler import Sampler
 from rpbench.scheme import Scheme
 
@@ -87,7 +84,10 @@ def is_shelved_sampler(name: str) -> bool:
 
 
 def find_scheme(given: str | Scheme) -> tuple[Scheme, dict[str, Any]]:
-    """A scheme and the options in its name: 'snip:reinit=xavier', './mine.py', or a Scheme itself."""
+    """A scheme and the options in its name: 'snip:reinit=xavier', './mine.py', or a Scheme itself.
+
+    A file is run in this process, as in a person's own Python; commands take `isolated_scheme`.
+    """
     if isinstance(given, Scheme):
         return given, {}
     name, chosen = options.parse(given)
@@ -113,94 +113,77 @@ def find_sampler(given: str | Sampler) -> tuple[Sampler, dict[str, Any]]:
     return _from_entry_point("sampler", name, Sampler, sampler_names()), chosen
 
 
+def isolated_scheme(given: str) -> tuple[Scheme, dict[str, Any]]:
+    """As `find_scheme`, for code that may be a stranger's: what is not on rpbench's own shelf is not run here.
+
+    Such a scheme is what its file says (`rpbench.outline`), and calling it runs the file in a confined process
+    (`rpbench.isolated`). Everything that asks for cells, lists them or reports on them goes this way.
+    """
+    name, chosen = options.parse(given)
+    if is_shelved_scheme(name):
+        return find_scheme(given)
+    return isolated.scheme(_own_outline("scheme", name)), chosen
+
+
+def isolated_sampler(given: str) -> tuple[Sampler, dict[str, Any]]:
+    """As `isolated_scheme`, for samplers."""
+    name, chosen = options.parse(given)
+    if is_shelved_sampler(name):
+        return find_sampler(given)
+    return isolated.sampler(_own_outline("sampler", name)), chosen
+
+
+def _own_outline(word: Word, name: str) -> Outline:
+    """The outline of a file of one's own or of an entry point."""
+    if _is_path(name, ".py"):
+        return read_file(Path(name).expanduser(), word)
+    for entry in entry_points(group=f"rpbench.{word}s"):
+        if entry.name == name:
+            return read_module(word, entry.value, f"{word} '{name}'")
+    raise UnknownName(word, name, scheme_names() if word == "scheme" else sampler_names())
+
+
 def find_model_function(given: str) -> tuple[Callable[..., nn.Module], Path]:
     """The function behind './net.py:make' (default name: make) and the file it stands in."""
     name, _, function = given.partition(":")
     path = Path(name).expanduser()
-    found = getattr(_load_file(path, "model"), function or "make", None)
+    found = getattr(load_file(path, "model"), function or "make", None)
     if not callable(found):
         raise UsageError(f"model file '{path}' has no function '{function or 'make'}'")
     return found, path
 
 
 def list_schemes() -> list[Row]:
-    """One row per scheme: name, summary, source, options, kind; read from the files without importing them."""
-    rows = []
-    for name in scheme_names():
-        path = shelf("baselines") / f"{name}.py"
-        rows.append(_read_scheme(name) if path.is_file() else _describe(find_scheme(name)[0]))
-    return rows
+    """One row per scheme: name, summary, source, options, kind; read from the files without running them."""
+    return [_row("scheme", name) for name in scheme_names()]
 
 
 def list_samplers() -> list[Row]:
-    """One row per sampler: name, summary, source, options."""
-    return [_describe(find_sampler(name)[0]) for name in sampler_names()]
+    """One row per sampler: name, summary, source, options; those of others are read from their files."""
+    built_in = _built_in_samplers()
+    return [_describe(built_in[n]) if n in built_in else _row("sampler", n) for n in sampler_names()]
 
 
-def _describe(found: Scheme | Sampler) -> Row:
+def _describe(found: Sampler) -> Row:
     known = options.declared(found.function)
     shown = {n: None if p.default is p.empty else p.default for n, p in known.items()}
     return {"name": found.name, "summary": found.summary, "source": found.url, "options": shown}
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A baseline as far as its file tells without being run: torch is not imported for a list or a report.
-
-    `options` are defaults (None: it must be given, and stands in `needs`), `density` the only one it is defined for.
-    """
-
-    name: str
-    summary: str
-    url: str
-    kind: Literal["shape", "score"]
-    density: float | None
-    options: dict[str, Any]
-    needs: tuple[str, ...]
-    source_hash: str
-
-
 @cache
 def outline(name: str) -> Outline:
     """What the file of baseline `name` says; UsageError where it defines no such function."""
-    path = shelf("baselines") / f"{name}.py"
-    content = path.read_bytes()
-    tree = ast.parse(content)
-    function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
-    if function is None:
-        raise UsageError(f"{path} defines no function '{name}'")
-    keywords = list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
-    density = next((_literal(k.value) for k in _decorator_keywords(function) if k.arg == "density"), None)
-    return Outline(
-        name=name,
-        summary=options.first_sentence(ast.get_docstring(function)),
-        url=options.first_url(ast.get_docstring(function)),
-        kind="score" if any("score_scheme" in ast.unparse(d) for d in function.decorator_list) else "shape",
-        density=density,
-        options={a.arg: _literal(d) if d is not None else None for a, d in keywords},
-        needs=tuple(a.arg for a, d in keywords if d is None),
-        source_hash=hashlib.sha256(content).hexdigest(),
-    )
+    return read_file(shelf("baselines") / f"{name}.py", "scheme", name)
 
 
-def _decorator_keywords(function: ast.FunctionDef) -> list[ast.keyword]:
-    return [k for d in function.decorator_list if isinstance(d, ast.Call) for k in d.keywords]
-
-
-def _read_scheme(name: str) -> Row:
+def _row(word: Word, name: str) -> Row:
     try:
-        told = outline(name)
+        told = outline(name) if word == "scheme" and is_shelved_scheme(name) else _own_outline(word, name)
     except UsageError as error:
         return {"name": name, "summary": str(error), "source": "", "options": {}}
-    looks_at = "weights and data" if told.kind == "score" else "shapes"
-    return {"name": name, "summary": told.summary, "source": told.url, "options": told.options, "looks_at": looks_at}
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return ast.unparse(node)
+    row = {"name": name, "summary": told.summary, "source": told.url, "options": told.options}
+    looks_at = {"score": "weights and data", "shape": "shapes"}.get(told.kind)
+    return row | ({"looks_at": looks_at} if looks_at else {})
 
 
 @cache
@@ -215,7 +198,7 @@ def _is_path(text: str, suffix: str) -> bool:
 
 def _from_file(path: Path, kind: type[T], word: str) -> T:
     path = path.expanduser()
-    module = _load_file(path, word)
+    module = load_file(path, word)
     found = {value.name: value for value in vars(module).values() if isinstance(value, kind)}
     if path.stem in found:
         return found[path.stem]
@@ -231,31 +214,8 @@ def _from_entry_point(word: str, name: str, kind: type[T], known: Iterable[str])
             try:
                 found = entry.load()
             except Exception as error:
-                raise UsageError(f"{word} '{name}' ({entry.value}) does not load: {_said(error)}") from error
+                raise UsageError(f"{word} '{name}' ({entry.value}) does not load: {said(error)}") from error
             if not isinstance(found, kind):
                 raise UsageError(f"entry point '{name}' ({entry.value}) is not a {word}")
             return found
     raise UnknownName(word, name, known)
-
-
-def _load_file(path: Path, word: str) -> ModuleType:
-    """The module in a Python file; whatever fails while it runs becomes one sentence with the line."""
-    if not path.is_file():
-        raise UsageError(f"{word} file '{path}' does not exist")
-    name = f"rpbench_{word}_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{word} file '{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # inspect finds the source of its functions through this
-    try:
-        spec.loader.exec_module(module)
-    except RpbenchError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{word} file '{path}' does not load: {_said(error)}") from error
-    return module
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

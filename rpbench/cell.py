@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rpbench import options
 from rpbench.budget import check_density
-from rpbench.catalog import find_sampler, find_scheme, is_shelved_sampler, is_shelved_scheme
+from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, isolated_sampler, isolated_scheme
 from rpbench.errors import UsageError
 from rpbench.models import ModelName, resolve
 from rpbench.record import run_id
@@ -138,14 +138,14 @@ def ask(
     for name in used.set_names:
         load_set(name)
     given_scheme = scheme or declared.defaults.scheme
-    found, scheme_given = find_scheme(given_scheme)
+    found, scheme_given = isolated_scheme(given_scheme)
     args = options.bind(found.name, found.function, scheme_given)
     if density is None:
         density = found.density if found.density is not None else declared.defaults.density
     density = check_density(density)
     if found.density is not None and density != found.density:
         raise UsageError(f"'{found.name}' is density {found.density:g} by definition, not {density:g}")
-    drawer, sampler_given = find_sampler(sampler)
+    drawer, sampler_given = isolated_sampler(sampler)
     if drawer.scored and found.kind != "score":
         raise UsageError(f"sampler '{drawer.name}' keeps a scheme's best-scored weights, '{found.name}' scores none")
     given_model = model or declared.defaults.model

@@ -30,13 +30,16 @@ from rpbench.engine import EngineName, choose, graphs_of, no_graphs
 from rpbench.errors import InfeasibleBudget, Interrupted, MaskError, MissingData, ModelError, ScoreError, StoreError
 from rpbench.evaluation import Passes, Scored, score_net
 from rpbench.heartbeat import alive
+from rpbench.isolated import Limits as SchemeLimits
+from rpbench.isolated import limited
 from rpbench.layers import LayerTable, layer_table, output_shape
 from rpbench.machine import Processes, environment, peak_memory_mb
 from rpbench.models import build
 from rpbench.planning import plan_table
 from rpbench.progress import Quiet
 from rpbench.record import RunRecord
-from rpbench.scheme import Batch, Probe
+from rpbench.sampler import Sampler
+from rpbench.scheme import Batch, Origin, Probe
 from rpbench.signals import noted_signals
 from rpbench.step import Learner, Machine, make_optimizer
 from rpbench.store import FINISHED, CellFolder
@@ -59,6 +62,9 @@ class Wish:
     workers: int | None = None
     engine: EngineName = "auto"
     packed: int = 1  # cells that share the machine at the time, this one included
+    scheme_limits: SchemeLimits = field(
+        default_factory=SchemeLimits
+    )  # of a scheme or sampler that is not rpbench's own
     note_failures: bool = False  # a scheme that cannot be used ends in a record, as one of many; else it is raised
 
 
@@ -156,7 +162,14 @@ def probe_of(cell: Cell, net: nn.Module, table: LayerTable, train: Images, devic
         chunk=cell.micro_batch,
         classes=cell.task.data.classes,
         device=device,
+        origin=origin_of(cell),
     )
+
+
+def origin_of(cell: Cell) -> Origin:
+    """How `initial_net` made the net of a cell."""
+    data, net = cell.task.data, cell.model
+    return Origin(net.name, net.family, net.source, data.classes, data.channels, data.size, cell.seeds.init)
 
 
 class _Work:
@@ -234,10 +247,11 @@ class _Work:
         cell, start = self.cell, time.perf_counter()
         probe = probe_of(cell, self.net, self.draft.table, self.train, self.processes.device)
         try:
-            plan = plan_table(self.draft.table, cell.scheme, cell.density, probe, cell.scheme_args)
+            scheme = limited(cell.scheme, self.wish.scheme_limits)
+            plan = plan_table(self.draft.table, scheme, cell.density, probe, cell.scheme_args)
             drawn = None
             if cell.sampler.scored:
-                drawn = cell.sampler.draw(
+                drawn = self._sampler.draw(
                     self.draft.table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args
                 )
         except Exception as error:
@@ -314,7 +328,11 @@ class _Work:
         ready: dict[str, torch.Tensor] | None = plan.pop("masks")
         self.draft.plan = plan
         cell = self.cell
-        return ready or cell.sampler.draw(self.draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
+        return ready or self._sampler.draw(self.draft.table, plan["counts"], cell.seeds.mask, None, cell.sampler_args)
+
+    @property
+    def _sampler(self) -> Sampler:
+        return limited(self.cell.sampler, self.wish.scheme_limits)
 
     def _fit(self, bound: masks.Bound, state: State, loaded: checkpoint.Loaded | None) -> Turns[list[torch.Tensor]]:
         """Train from `state` to the end; returns the tracked gradient norms."""

@@ -17,6 +17,7 @@ from rpbench import options, streams
 from rpbench.budget import Counts
 from rpbench.errors import SchemeError, UsageError
 from rpbench.layers import LayerTable
+from rpbench.outline import Outline
 from rpbench.scheme import call, source_hash
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 Key = Callable[[int], int]
 Function = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class MaskKey:
+    """The Philox keys of a mask seed, by the layers' places in the table."""
+
+    seed: int
+
+    def __call__(self, layer: int) -> int:
+        return streams.key("mask", self.seed, layer)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Sampler:
     function: Function
     exact: bool = True
     scored: bool = False
+    outline: Outline | None = None  # as a scheme's
 
     @property
     def summary(self) -> str:
@@ -46,7 +58,7 @@ class Sampler:
 
     @property
     def source_hash(self) -> str:
-        return source_hash(self.function)
+        return self.outline.source_hash if self.outline else source_hash(self.function)
 
     def draw(
         self,
@@ -61,8 +73,7 @@ class Sampler:
 
         if self.scored and scores is None:
             raise UsageError(f"sampler '{self.name}' keeps a scheme's best-scored weights: use a scheme with scores")
-        key: Key = lambda i: streams.key("mask", seed, i)  # noqa: E731
-        drawn = call(f"sampler '{self.name}'", self.function, table, counts, key, scores, **(args or {}))
+        drawn = call(f"sampler '{self.name}'", self.function, table, counts, MaskKey(seed), scores, **(args or {}))
         if unknown := [str(name) for name in drawn if name not in counts]:
             raise SchemeError(f"sampler '{self.name}' gave masks of unknown layers {', '.join(unknown)}")
         masks: dict[str, torch.Tensor] = {}

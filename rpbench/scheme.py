@@ -19,6 +19,7 @@ from rpbench import options
 from rpbench.budget import check_density, densities_from_scores
 from rpbench.errors import RpbenchError, SchemeError, ScoreError, UsageError
 from rpbench.layers import LayerTable
+from rpbench.outline import Outline
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,15 @@ Function = Callable[..., Mapping[str, Any]]
 class Scheme:
     """A ratio scheme: a name, its function, and what that function looks at.
 
-    `density`, where set, is the only density that the scheme is defined for (dense: 1).
+    `density`, where set, is the only density that the scheme is defined for (dense: 1). `outline` is set where the
+    scheme is known by what its file says alone: its function then runs the file's in a process of its own.
     """
 
     name: str
     function: Function
     kind: Literal["shape", "score"]
     density: float | None = None
+    outline: Outline | None = None
 
     @property
     def summary(self) -> str:
@@ -51,7 +54,7 @@ class Scheme:
     @property
     def source_hash(self) -> str:
         """sha256 of the file that defines the scheme ('' where there is none, as in an interactive session)."""
-        return source_hash(self.function)
+        return self.outline.source_hash if self.outline else source_hash(self.function)
 
     def allocate(
         self, table: LayerTable, density: float, probe: Probe | None, args: Mapping[str, Any]
@@ -68,17 +71,20 @@ class Scheme:
             return dict(call(f"scheme '{self.name}'", self.function, table, density, **args)), None
         if probe is None:
             raise UsageError(f"'{self.name}' scores weights: it needs a model and labelled batches")
-        scores = {name: self._score(name, score) for name, score in self._scores(probe, args).items()}
-        readable = {k: (v if v.dtype.itemsize >= 4 else v.float()).numpy() for k, v in scores.items()}
-        return densities_from_scores(table, readable, density), scores
+        scores = self.scores(probe, args)
+        return densities_from_scores(table, as_arrays(scores), density), scores
 
-    def _scores(self, probe: Probe, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The function's scores; torch's generators are the probe's meanwhile (dropout), and as they were after."""
+    def scores(self, probe: Probe, args: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What the function of a score scheme gives, as tensors on the CPU, otherwise unchecked.
+
+        torch's generators are the probe's meanwhile (dropout), and as they were after.
+        """
         import torch
 
         with torch.random.fork_rng():
             torch.manual_seed(probe.generator().initial_seed())
-            return call(f"scheme '{self.name}'", self.function, probe, **args)
+            found = call(f"scheme '{self.name}'", self.function, probe, **args)
+        return {name: self._score(name, score) for name, score in found.items()}
 
     def _score(self, layer: str, score: Any) -> torch.Tensor:
         import torch
@@ -89,6 +95,11 @@ class Scheme:
             raise SchemeError(
                 f"scheme '{self.name}' scored '{layer}' with a {type(score).__name__}, no array"
             ) from None
+
+
+def as_arrays(scores: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Scores as NumPy arrays; it has no short floats of torch's kinds."""
+    return {k: (v if v.dtype.itemsize >= 4 else v.float()).numpy() for k, v in scores.items()}
 
 
 def call(who: str, function: Function, *values: Any, **args: Any) -> Mapping[str, Any]:
@@ -136,11 +147,25 @@ def score_scheme(function: Function) -> Scheme:
     return Scheme(function.__name__, function, "score")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How another process can make a probe's net: its name as `rpbench.models` knows it, its sizes, its init seed."""
+
+    name: str
+    family: str | None
+    source: str
+    classes: int
+    channels: int
+    size: int
+    seed: int
+
+
 class Probe:
     """What a score scheme may look at: a throw-away copy of the net and, on request, labelled training batches.
 
     What is asked for is counted (`batches_used`, `images_used`): "data-free" is measured, not claimed.
-    `chunk` bounds how many images go through the net at once; BatchNorm then sees the chunk.
+    `chunk` bounds how many images go through the net at once; BatchNorm then sees the chunk. `origin` says how the net
+    was made, where that is known.
     """
 
     def __init__(
@@ -153,17 +178,38 @@ class Probe:
         chunk: int | None = None,
         classes: int | None = None,
         device: torch.device | str | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.table, self.density, self.chunk = table, density, chunk
+        self.seed, self.classes, self.origin = seed, classes, origin
         self.batches_used = self.images_used = 0
-        self._model, self._seed, self._classes, self._device = model, seed, classes, device
+        self._model, self._device = model, device
         self._batches: Iterator[Batch] | None = None if batches is None else iter(batches)
+
+    @property
+    def net(self) -> nn.Module:
+        """The net itself, not to be changed; UsageError where it has no values."""
+        if any(p.is_meta for p in self._model.parameters()):
+            raise UsageError("this scheme scores the weights of the net: it needs a net with values (not on meta)")
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net works."""
+        import torch
+
+        if self._device is not None:
+            return torch.device(self._device)
+        return next(p for p in self._model.parameters() if p.is_floating_point()).device
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether labelled batches were given."""
+        return self._batches is not None
 
     def model(self) -> nn.Module:
         """A fresh copy of the net in training mode, free to be changed."""
-        if any(p.is_meta for p in self._model.parameters()):
-            raise UsageError("this scheme scores the weights of the net: it needs a net with values (not on meta)")
-        model = copy.deepcopy(self._model).train()
+        model = copy.deepcopy(self.net).train()
         model.requires_grad_(True)
         return model.to(self._device) if self._device is not None else model
 
@@ -178,7 +224,7 @@ class Probe:
 
         from rpbench import streams
 
-        return torch.Generator().manual_seed(streams.torch_seed("probe", self._seed))
+        return torch.Generator().manual_seed(streams.torch_seed("probe", self.seed))
 
     def batch(self) -> Batch:
         """The next labelled batch: images (n, channels, height, width) in the net's dtype (whole-number inputs, such
@@ -190,16 +236,15 @@ class Probe:
         try:
             found = next(self._batches)
         except StopIteration:
-            raise _NoMoreBatches(
+            raise NoMoreBatches(
                 f"this scheme asked for more labelled batches than the {self.batches_used} there are"
             ) from None
         x, y = check_batch(found)
         self.batches_used += 1
         self.images_used += len(y)
         like = next(p for p in self._model.parameters() if p.is_floating_point())
-        device = like.device if self._device is None else self._device
         ids = x.dtype in (torch.int32, torch.int64)
-        return x.to(device=device, dtype=x.dtype if ids else like.dtype), y.to(device).long()
+        return x.to(device=self.device, dtype=x.dtype if ids else like.dtype), y.to(self.device).long()
 
     def per_class(self, samples: int) -> Batch:
         """The first `samples` images of every class, sorted by class; UsageError where a class has too few."""
@@ -208,11 +253,11 @@ class Probe:
         if samples < 1:
             raise UsageError(f"{samples} images of every class: it must be at least 1")
         images: dict[int, list[torch.Tensor]] = {}
-        classes = self._classes
+        classes = self.classes
         while classes is None or any(len(images.get(c, ())) < samples for c in range(classes)):
             try:
                 x, y = self.batch()
-            except _NoMoreBatches as error:
+            except NoMoreBatches as error:
                 if classes is None:
                     raise
                 short = next(c for c in range(classes) if len(images.get(c, ())) < samples)
@@ -252,7 +297,7 @@ class Probe:
         return int(logits.shape[1])
 
 
-class _NoMoreBatches(UsageError):
+class NoMoreBatches(UsageError):
     """The labelled batches have run out."""
 
 

@@ -44,16 +44,17 @@ LAYERS = [
     ["data.streamed", "data.resident"],
     ["data.crop"],
     ["data.encoded", "data.embedded", "data.order"],
-    ["data.sources", "data", "record", "planning", "metrics"],
+    ["data.sources", "data", "record", "planning", "metrics", "child"],
     ["models", "models.cifar", "models.imagenet", "models.names", "task"],
     ["catalog"],
-    ["heartbeat"],
+    ["heartbeat", "isolated"],
+    ["loading"],
     ["masks", "files", "sampler"],
     ["scheme"],
     ["stats", "correlation"],
-    ["budget", "options", "streams", "signals", "batchnorm", "folding"],
+    ["budget", "options", "streams", "signals", "batchnorm", "folding", "outline", "wire"],
     ["layers"],
-    ["errors", "verdict", ""],
+    ["errors", "verdict", "confine", ""],
 ]
 HEIGHT = {name: len(LAYERS) - i for i, row in enumerate(LAYERS) for name in row}
 

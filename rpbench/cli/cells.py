@@ -106,7 +106,7 @@ def run(**given: Any) -> None:
 
 def _grid(given: dict[str, Any]) -> list[dict[str, Any]]:
     """What is asked of each cell: schemes x densities x seeds. Of several schemes, dense has its own density."""
-    from rpbench.catalog import find_scheme
+    from rpbench.catalog import isolated_scheme
     from rpbench.cell import read_density
 
     if given["density"] and given["sparsity"]:
@@ -116,7 +116,7 @@ def _grid(given: dict[str, Any]) -> list[dict[str, Any]]:
     shared = {key: given[key] for key in (*same, "limit", "limit_test", "micro_batch")}
     asked = []
     for scheme in given["scheme"] or [None]:
-        fixed = len(given["scheme"]) > 1 and find_scheme(scheme)[0].density is not None
+        fixed = len(given["scheme"]) > 1 and isolated_scheme(scheme)[0].density is not None
         for density in [None] if fixed else densities or [None]:
             for seed in given["seed"]:
                 one = {"scheme": scheme, "density": density, "seed": seed, "overrides": given["settings"], **shared}
