@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rpbench.cell import Cell
     from rpbench.planning import Plan
 
-__all__ = ["cells_text", "list_rows", "list_text", "plan_table_text", "record_text", "score_text", "show_text"]
+__all__ = [
+    "cells_text", "list_rows", "list_text", "metric_rows", "plan_table_text", "record_text", "score_text", "show_text",
+]  # fmt: skip
 
 
 def record_text(record: RunRecord) -> str:
@@ -27,7 +29,7 @@ def record_text(record: RunRecord) -> str:
     density = record.density
     if not record.metrics:
         return f"{record.run_id}: {record.status}"
-    rows = _metric_rows(record.metrics)
+    rows = metric_rows(record.metrics)
     kept = f"{density.kept:,} of {density.prunable:,} weights" if density.kept is not None else "-"
     rows += _cost_rows(kept, record.density.effective, record.cost.model_dump())
     if record.cost.seconds is not None:
@@ -65,7 +67,7 @@ def score_text(found: dict[str, Any]) -> str:
     """The five axes of a net trained elsewhere."""
     density, cost = found["density"], found["cost"]
     kept = f"{density['kept']:,} of {density['prunable']:,} weights"
-    return _table([*_metric_rows(found["metrics"]), *_cost_rows(kept, density["effective"], cost)])
+    return _table([*metric_rows(found["metrics"]), *_cost_rows(kept, density["effective"], cost)])
 
 
 def plan_table_text(plan: Plan, cell: Cell) -> str:
@@ -111,6 +113,8 @@ def list_text(rows: list[Row]) -> str:
             if options := row.get("options"):
                 shown = ", ".join(f"{k}={_option(v)}" for k, v in options.items())
                 text += f" [{shown}]"
+            if package := row.get("package"):
+                text += f" (from {package})"
             first, *rest = textwrap.wrap(text, max(30, 78 - width)) or [""]
             lines.append(f"{row['name']:<{width}}  {first}")
             lines += [f"{'':<{width}}  {line}" for line in rest]
@@ -145,7 +149,8 @@ def _facts(what: str, row: Row) -> str:
     return f"{what}: {row['name']}\n" + tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, 64])
 
 
-def _metric_rows(metrics: dict[str, int | float]) -> list[tuple[str, str, str]]:
+def metric_rows(metrics: dict[str, int | float]) -> list[tuple[str, str, str]]:
+    """(axis, metric, value) of a record's metrics, an axis named once."""
     rows = [("accuracy", "top-1", _percent(metrics["top1"]))]
     if "top5" in metrics:
         rows.append(("", "top-5", _percent(metrics["top5"])))

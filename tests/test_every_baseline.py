@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ from torch import nn
 
 import rpbench
 from rpbench.budget import counts_from_densities, densities_from_scores
-from rpbench.catalog import find_scheme, list_schemes, scheme_names
-from rpbench.layers import LayerTable, layer_table
+from rpbench.catalog import find_scheme, list_schemes, sampler_names, scheme_names
+from rpbench.contract import Check, sampler_checks, scheme_checks
 from rpbench.models import build, resolve
-from rpbench.options import declared
-from rpbench.planning import plan_table
 
 SHAPES = [n for n in scheme_names() if n not in ("dense", "given") and find_scheme(n)[0].kind == "shape"]
 SCORES = [n for n in scheme_names() if find_scheme(n)[0].kind == "score"]
@@ -35,86 +31,18 @@ def convolutional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1), nn.Flatten())
 
 
-@functools.cache
-def table(name: str) -> LayerTable:
-    with torch.device("meta"):
-        nets: dict[str, Any] = {
-            "resnet20": lambda: build(resolve("resnet20", "cifar"), 10, 3, 32),
-            "vgg16": lambda: build(resolve("vgg16", "cifar"), 10, 3, 32),
-            "resnet50": lambda: build(resolve("resnet50", "imagenet"), 1000, 3, 224),
-            "wrn50": lambda: build(resolve("wrn50", "imagenet"), 1000, 3, 224),
-            "mobilenet_v2": torchvision.models.mobilenet_v2,
-            "vit_b_16": torchvision.models.vit_b_16,
-            "mlp": mlp,
-            "convolutional": convolutional,
-            "one_layer": lambda: nn.Linear(20, 10),
-        }
-        return layer_table(nets[name]())
+CONTRACTS = [
+    pytest.param(check, id=f"{name}-{check}")
+    for checks, names in ((scheme_checks, [*SHAPES, *SCORES, "dense"]), (sampler_checks, sampler_names()))
+    for name in names
+    for check in checks(name)
+]
 
 
-def defaults(scheme: str) -> dict[str, Any]:
-    return {k: p.default for k, p in declared(find_scheme(scheme)[0].function).items()}
-
-
-NETS = ["resnet20", "vgg16", "resnet50", "wrn50", "mobilenet_v2", "vit_b_16", "mlp", "convolutional", "one_layer"]
-
-
-@pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("scheme", SHAPES)
-def test_budget_is_met_exactly_or_infeasible(scheme: str, net: str, density: float) -> None:
-    found, _ = find_scheme(scheme)
-    layers = table(net)
-    try:
-        plan = plan_table(layers, found, density, None, defaults(scheme))
-    except rpbench.InfeasibleBudget as error:
-        assert not error.least <= density <= error.most or round(density * layers.prunable) < 1
-        return
-    assert plan.kept == round(density * layers.prunable)
-    assert sum(row.kept for row in plan.layers) == plan.kept
-    assert all(0 <= row.kept <= row.numel and 0 <= row.density <= 1 for row in plan.layers)
-    assert all(abs(row.kept - row.density * row.numel) <= 1 for row in plan.layers)
-
-
-@pytest.mark.parametrize("scheme", SHAPES)
-def test_names_of_layers_do_not_matter(scheme: str) -> None:
-    found, _ = find_scheme(scheme)
-    layers = table("resnet20")
-    renamed = LayerTable(tuple(replace(layer, name=f"x{i}") for i, layer in enumerate(layers)))
-    args = defaults(scheme)
-    kept = [[row.kept for row in plan_table(t, found, 0.2, None, args).layers] for t in (layers, renamed)]
-    assert kept[0] == kept[1]
-
-
-@pytest.mark.parametrize("scheme", SHAPES)
-def test_interval_of_an_infeasible_budget_works(scheme: str) -> None:
-    """Where a scheme names a feasible interval, both of its ends are feasible."""
-    found, _ = find_scheme(scheme)
-    args = defaults(scheme)
-    for net in NETS:
-        layers = table(net)
-        for density in (1e-6, 1.0):
-            try:
-                plan_table(layers, found, density, None, args)
-            except rpbench.InfeasibleBudget as error:
-                if error.least > 1.5 / layers.prunable:
-                    assert plan_table(layers, found, error.least, None, args).kept
-                if error.most < 1:
-                    assert plan_table(layers, found, error.most, None, args).kept
-
-
-@pytest.mark.parametrize("scheme", SCORES)
-@pytest.mark.parametrize("density", [0.001, 0.05, 0.5])
-def test_score_schemes_meet_their_budget(scheme: str, density: float) -> None:
-    torch.manual_seed(0)
-    model = build(resolve("resnet8", "cifar"), 10, 1, 8)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    batch = (torch.randn(128, 1, 8, 8), torch.arange(128) % 10)
-    plans = [rpbench.plan(model, scheme, density, batches=[batch]) for _ in range(2)]
-    assert plans[0].kept == round(density * plans[0].prunable)
-    assert plans[0].counts == plans[1].counts
-    assert plans[0].batches_used == 1
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+@pytest.mark.parametrize("check", CONTRACTS)
+def test_contract(check: Check) -> None:
+    """What `rpbench try` and other packages check of their own, on everything that is on the shelf."""
+    check()
 
 
 @pytest.mark.parametrize("scheme", SCORES)

@@ -13,6 +13,7 @@ from rpbench.cli.cells import plan, run, score
 from rpbench.cli.claims import claims
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
+from rpbench.cli.starting import new, try_
 from rpbench.cli.sweeps import status, sweep
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -34,10 +35,12 @@ def main() -> None:
     rpbench sweep digits                       every cell of a board
     rpbench report digits                      who is above whom, and is it real
     rpbench plan --model resnet20              what a scheme would keep of a net
+    rpbench new scheme mine                    the first ten lines of a scheme of your own
+    rpbench try ./mine.py                      its contract, and a first comparison
     rpbench list schemes                       what there is
     rpbench bench engine                       how fast this machine trains
     """
 
 
-for command in (run, sweep, status, report, compare, claims, publish, plan, score, list_, show, data, bench):
+for command in (run, sweep, status, report, compare, claims, publish, plan, new, try_, score, list_, show, data, bench):
     main.add_command(command)

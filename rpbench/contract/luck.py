@@ -1,0 +1,29 @@
+"""Other states of the global random generators, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def other_luck(other: bool = True) -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators elsewhere than they were; afterwards as they were."""
+    if not other:
+        yield
+        return
+    import torch
+
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(91)
+        np.random.seed(91)
+        torch.manual_seed(91)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
