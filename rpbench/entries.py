@@ -140,7 +140,7 @@ class Line(NamedTuple):
 def read_lines(path: Path) -> Found:
     """The records of a file of JSON lines: published rows, which hold one under "record", or records themselves."""
     found = Found()
-    for place, told in _lines(path):
+    for place, told in record_texts(path):
         try:
             found.entries.append(entry(parse(told), place))
         except ValueError as error:
@@ -154,7 +154,7 @@ def read_whole(path: Path) -> list[Line]:
     if path.is_dir():
         texts: Iterable[tuple[str, str]] = ((e.place, _text(path / e.place)) for e in read_store(path).entries)
     else:
-        texts = _lines(path)
+        texts = record_texts(path)
     for place, text in texts:
         try:
             record = parse(text)
@@ -171,7 +171,7 @@ def _text(folder: Path) -> str:
         return ""
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def record_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text of a record) of every line; what is no line of records is given as it stands, to be told so."""
     try:
         text = path.read_text(errors="replace")

@@ -6,6 +6,7 @@ RpbenchError
 │   ├── BadDefinition     a TOML file or a --set key is wrong; every fault is listed
 │   ├── DataError         images are missing, unreadable, or not what the image set says
 │   ├── StoreError        the store or a checkpoint cannot be used
+│   ├── BundleError       a bundle that is not read: `fault` is the kind in a word, the message names the file in it
 │   └── ModelError        a net that cannot be planned or does not fit what it is given
 ├── SchemeError           a scheme or sampler broke its contract (off budget, NaN, unknown layers)
 │   └── ScoreError        its scores rank nothing: not finite, or all equal
@@ -60,6 +61,18 @@ class MissingData(DataError):
 
 class StoreError(UsageError):
     """A store, record or checkpoint that cannot be used."""
+
+
+class BundleError(UsageError):
+    """A bundle, or a file in one, that is not read. `fault`: missing, archive, path, grammar, link, device, duplicate,
+    overlap, encrypted, compression, bomb, size, crc, json, text, npz, pickle, foreign (something else lies there)."""
+
+    def __init__(self, fault: str, text: str) -> None:
+        self.fault = fault
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[type[BundleError], tuple[str, str]]:
+        return type(self), (self.fault, str(self))
 
 
 class ModelError(UsageError):
