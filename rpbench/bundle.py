@@ -155,6 +155,14 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, source, Path(sources[0]).name if sources else "", cells, contents)
 
 
+def read_manifest(path: Path) -> Manifest:
+    """What a bundle says it is, whatever has become of its other files. BundleError where that is not one."""
+    contents = _contents(path)
+    if MANIFEST not in contents.sizes:
+        raise BundleError("missing", f"'{path}' has no {MANIFEST}: it is no bundle")
+    return _manifest(contents.read(MANIFEST))
+
+
 def file_faults(bundle: Bundle) -> Iterator[Fault]:
     """Files that are missing, damaged, or not listed in bundle.json; every file is read once."""
     listed, there = bundle.manifest.files, bundle.contents.sizes
@@ -211,7 +219,7 @@ def _check_path(name: str, folder: bool) -> None:
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise BundleError("path", f"{shown(name)} leads out of the bundle")
     if not (_FOLDERS.fullmatch(name) if folder else allowed(name)):
-        raise BundleError("grammar", f"{shown(name)} has no place in a bundle: see the list in docs or RULES.md")
+        raise BundleError("grammar", f"{shown(name)} has no place in a bundle: RULES.md lists what has")
 
 
 def _check_size(name: str, size: int) -> None:

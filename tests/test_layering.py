@@ -13,7 +13,7 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.sweeps", "cli.claims", "cli.starting"],
+    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.sweeps", "cli.claims", "cli.starting", "cli.submitting"],
     ["cli.shared"],
     ["trial"],
     ["show", "shelves", "scoring", "cell_plan", "starting"],
@@ -29,6 +29,9 @@ LAYERS = [
     ["train", "progress", "evaluation", "connectivity", "machine"],
     ["engine"],
     ["step"],
+    ["bundling"],
+    ["submission"],
+    ["card"],
     ["comparison", "published"],
     ["report.render"],
     ["report.page", "report.figures"],
@@ -57,6 +60,8 @@ LAYERS = [
     ["masks", "files", "sampler", "untrusted"],
     ["scheme"],
     ["stats", "correlation"],
+    ["rules"],
+    ["source"],
     ["budget", "options", "streams", "signals", "batchnorm", "folding", "outline", "wire"],
     ["layers"],
     ["errors", "verdict", "confine", ""],

@@ -14,6 +14,7 @@ from rpbench.cli.claims import claims
 from rpbench.cli.shared import Group
 from rpbench.cli.shelf import data, list_, show
 from rpbench.cli.starting import new, try_
+from rpbench.cli.submitting import submit
 from rpbench.cli.sweeps import status, sweep
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -34,6 +35,7 @@ def main() -> None:
     rpbench run --scheme erk --scheme dense    several cells, several at once
     rpbench sweep digits                       every cell of a board
     rpbench report digits                      who is above whom, and is it real
+    rpbench submit ./mine.py --board digits    a row as a bundle that anybody can check
     rpbench plan --model resnet20              what a scheme would keep of a net
     rpbench new scheme mine                    the first ten lines of a scheme of your own
     rpbench try ./mine.py                      its contract, and a first comparison
@@ -42,5 +44,8 @@ def main() -> None:
     """
 
 
-for command in (run, sweep, status, report, compare, claims, publish, plan, new, try_, score, list_, show, data, bench):
+COMMANDS = (
+    run, sweep, status, report, compare, claims, submit, publish, plan, new, try_, score, list_, show, data, bench,
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)
