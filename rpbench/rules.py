@@ -104,9 +104,10 @@ RULES = (
     Rule(
         "R10",
         "cost",
-        "Multiply-adds follow from the net and the counts; seconds and memory are whatever the machine took.",
-        "a slow machine.",
-        "counting a layer's multiply-adds as free because most of its weights are gone.",
+        "Multiply-adds are those of the net's layers times their densities as drawn; seconds and memory are what the "
+        "machine took.",
+        "a slow machine; a scheme that takes long, which the row tells.",
+        "multiply-adds counted in another way, or measured on hardware that skips zeros.",
         ("flops",),
     ),
     Rule(

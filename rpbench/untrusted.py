@@ -25,6 +25,7 @@ SUSPECT = 2**20  # bytes: what is larger must not shrink to a hundredth
 RATIO = 100
 DIRECTORY = 16 * 2**20  # bytes of a zip's table of contents: 40,000 files take 8 MB
 LOCAL_HEADER = 30  # bytes before a member's name
+END = b"PK\x05\x06"  # begins the last 22 bytes, but for a comment
 
 
 def shown(name: object) -> str:
@@ -120,8 +121,11 @@ def members(
     no zip, links and devices, encryption, names that are more than one, sizes that cannot be, members that overlap.
     """
     try:
-        infos = zipfile.ZipFile(_Sparing(file, directory, place)).infolist()
-        end = file.seek(0, 2)
+        archive = zipfile.ZipFile(_Sparing(file, directory, place))
+        infos, end = archive.infolist(), file.seek(0, 2)
+        file.seek(end - len(END) - len(archive.comment) - 18)
+        if file.read(4) != END:  # of a file that was cut off, zipfile may find the end of an .npz in it
+            raise zipfile.BadZipFile("it does not end as a zip does")
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, struct.error, ValueError, OSError) as error:
         raise BundleError("archive", f"{place}: is no zip that can be read: {' '.join(str(error).split())}") from None
     if sum(info.file_size for info in infos) > most:
@@ -195,7 +199,7 @@ def unpacked(file: BinaryIO, member: Member) -> bytes:
 _HEADER = re.compile(
     rb"\{'descr': '([^'\\]{1,16})', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,60})\), \} *\n?"
 )
-_DTYPE = re.compile(r"[<|=][biuf][1248]")
+_DTYPE = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
 
 
 def arrays(data: bytes, name: str, most: int) -> dict[str, np.ndarray[Any, Any]]:
