@@ -23,6 +23,8 @@ from rpbench.streams import Seeds
 INDEX = "index.json"
 FORMAT = 1  # of the index: another number is read anew
 LARGEST = 4 * 2**20  # bytes of a record: the largest nets take 50 KB
+LARGEST_FILE = 64 * 2**20  # bytes of a file of JSON lines: ten thousand records of small nets
+LEVELS = ("reported", "complete", "checked", "verified")  # how far records have been checked, the least first
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -78,7 +80,7 @@ class Entry:
     command: str
     error: str
     layers: tuple[float, ...] = ()  # density of each layer, in table order
-    level: str = "reported"
+    level: str = LEVELS[0]
 
     @property
     def seeds(self) -> Seeds:
@@ -138,11 +140,16 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> Found:
-    """The records of a file of JSON lines: published rows, which hold one under "record", or records themselves."""
+    """The records of a file of JSON lines: published rows, which hold one under "record" and say how far it has been
+    checked, or records themselves."""
     found = Found()
-    for place, told in record_texts(path):
+    try:
+        lines = list(_lines(path))
+    except ValueError as error:
+        return Found([], [Fault(path.name, str(error))])
+    for place, told, level in lines:
         try:
-            found.entries.append(entry(parse(told), place))
+            found.entries.append(entry(parse(told), place, level))
         except ValueError as error:
             found.faults.append(Fault(place, str(error)))
     return found
@@ -152,13 +159,17 @@ def read_whole(path: Path) -> list[Line]:
     """Every usable record of a store, or of a file of JSON lines, with its entry; the others are left out."""
     found = []
     if path.is_dir():
-        texts: Iterable[tuple[str, str]] = ((e.place, _text(path / e.place)) for e in read_store(path).entries)
+        own = read_store(path).entries
+        texts: Iterable[tuple[str, str, str]] = ((e.place, _text(path / e.place), e.level) for e in own)
     else:
-        texts = record_texts(path)
-    for place, text in texts:
+        try:
+            texts = list(_lines(path))
+        except ValueError:
+            return []
+    for place, text, level in texts:
         try:
             record = parse(text)
-            found.append(Line(record, entry(record, place)))
+            found.append(Line(record, entry(record, place, level)))
         except ValueError:
             continue
     return found
@@ -174,23 +185,39 @@ def _text(folder: Path) -> str:
 def record_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text of a record) of every line; what is no line of records is given as it stands, to be told so."""
     try:
+        yield from ((place, text) for place, text, _ in _lines(path))
+    except ValueError as error:
+        yield path.name, json.dumps({"unreadable": str(error)})
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(place, text of a record, its level) of every line; what is no line of records is given as it stands, to be told
+    so. ValueError for a file that cannot be read."""
+    try:
+        told = path.stat()
+        if not stat.S_ISREG(told.st_mode) or told.st_size > LARGEST_FILE:
+            raise ValueError(f"is no file of at most {LARGEST_FILE // 2**20} MB")
         text = path.read_text(errors="replace")
     except OSError as error:
-        yield path.name, json.dumps({"unreadable": str(error)})
-        return
+        raise ValueError(f"cannot be read: {error.strerror}") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path.name}:{number}", _inner(line)
+            yield f"{path.name}:{number}", *_inner(line)
 
 
-def _inner(line: str) -> str:
-    """The record that a published row holds, or the line itself."""
+def _inner(line: str) -> tuple[str, str]:
+    """The record that a published row holds, or the line itself; and its level."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return line
+        return line, LEVELS[0]
     inner = row.get("record") if isinstance(row, dict) else None
-    return inner if isinstance(inner, str) else line
+    return (inner, known_level(row.get("level"))) if isinstance(inner, str) else (line, LEVELS[0])
+
+
+def known_level(told: object) -> str:
+    """A level as it is told; the least one for a word that is none."""
+    return told if isinstance(told, str) and told in LEVELS else LEVELS[0]
 
 
 def parse(text: str) -> RunRecord:
@@ -206,7 +233,7 @@ def parse(text: str) -> RunRecord:
         raise ValueError(f"{place}: {str(first['msg']).lower()}{told}") from None
 
 
-def entry(record: RunRecord, place: str) -> Entry:
+def entry(record: RunRecord, place: str, level: str = LEVELS[0]) -> Entry:
     """A record as a board reads it. ValueError where its numbers cannot be."""
     if why := impossible(record):
         raise ValueError(why)
@@ -260,6 +287,7 @@ def entry(record: RunRecord, place: str) -> Entry:
         command=record.command,
         error=record.error or "",
         layers=tuple(round(k / n, 4) for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=False)),
+        level=level,
     )
 
 
@@ -373,6 +401,7 @@ def _keep_index(store: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 _FIELDS = tuple(Entry.__dataclass_fields__)
 _TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings", "layers"))
+_LEVEL = _FIELDS.index("level")
 
 
 def _values(found: Entry) -> list[Any]:
@@ -382,6 +411,7 @@ def _values(found: Entry) -> list[Any]:
 def _entry(values: list[Any]) -> Entry:
     for i in _TUPLES:
         values[i] = tuple(values[i])
+    values[_LEVEL] = LEVELS[0]  # a store vouches for nothing, whatever its index says
     return Entry(*values)
 
 

@@ -194,9 +194,18 @@ def _row(
     marks += [f"without {', '.join(skipped)}"] if skipped else []
     marks += _divided(cells)
     row = Row(who, selection.labels[who], cells, marks=tuple(marks), lacks=tuple(lacks))
-    levels = {e.level for c in cells for e in c.entries}
     found = _matching(plan, row, reference) if metric.key == plan.board.metric else {}  # whose margin it is
-    return _with(row, matching=found, luck=_luck(cells), level=min(levels, default="", key=LEVELS.index))
+    return _with(row, matching=found, luck=_luck(cells), level=_level(plan, places, seeds))
+
+
+def _level(plan: Plan, places: Mapping[Context, Place], seeds: Mapping[Context, tuple[Seeds, ...]]) -> str:
+    """The least level of a row's records; at least "complete" where there is one for every seed of every cell, one
+    that says that its budget cannot be met included."""
+    there = [(set(seeds[c]), places.get(c, Place())) for c in plan.contexts]
+    records = (e for _, p in there for part in (p.ok, p.infeasible, p.broken) for e in part.values())
+    least = min((e.level for e in records), default="", key=LEVELS.index)
+    whole = all(wanted <= {*p.ok, *p.infeasible} for wanted, p in there)
+    return max(least, "complete", key=LEVELS.index) if least and whole else least
 
 
 def _divided(cells: Sequence[Cell]) -> list[str]:

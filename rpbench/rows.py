@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rpbench.board import Context, Plan, Who
+from rpbench.entries import LEVELS as LEVELS
 from rpbench.entries import Entry, Fault
 from rpbench.stats import Crossing, Estimate, Group, Pooled, Rank, StreamVariance
 from rpbench.streams import Seeds
@@ -16,7 +17,6 @@ Order = Literal["params", "flops"]
 State = Literal["ok", "partial", "missing", "infeasible", "failed"]
 Net = tuple[str, str]  # task, model
 SINGLE = "1 seed"  # the mark of rows that are placed by the board's first seed alone
-LEVELS = ("reported", "complete", "checked", "verified")
 LOWER_IS_BETTER = ("ece", "nll", "brier", "fpr95")
 
 

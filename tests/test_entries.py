@@ -13,7 +13,7 @@ import synthetic
 from click.testing import CliRunner
 
 from rpbench.cli import main
-from rpbench.entries import INDEX, read_lines, read_store, read_whole
+from rpbench.entries import INDEX, LARGEST_FILE, read_lines, read_store, read_whole
 
 
 def good() -> dict[str, Any]:
@@ -124,6 +124,39 @@ def test_hostile_lines_are_named_by_their_number(tmp_path: Path) -> None:
     assert [f.place for f in found.faults] == [f"rows.jsonl:{i}" for i in range(2, 2 + len(one_line))]
     assert len(found.entries) == len(read_whole(path)) == 2
     assert found.faults[0].place == "rows.jsonl:2"
+
+
+def test_a_level_is_told_by_published_lines_alone(tmp_path: Path) -> None:
+    levels = ("checked", "verified", "complete", "reported", "best", None, 3, ["verified"], KeyError)
+    rows = [{"record": json.dumps(good()), "level": told} for told in levels]
+    del rows[-1]["level"]
+    rows.append(good() | {"level": "verified"})  # a record itself, with a key that is none of a record's
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ["checked", "verified", "complete", *["reported"] * 7]
+    assert [e.level for e in read_lines(path).entries] == told
+    assert [one.entry.level for one in read_whole(path)] == told
+    store = tmp_path / "runs"
+    synthetic.write(store, good() | {"level": "verified"})
+    assert [e.level for e in read_store(store).entries] == ["reported"]
+    kept = (store / INDEX).read_text()
+    (store / INDEX).write_text(kept.replace('"reported"', '"verified"'))
+    assert (store / INDEX).read_text() != kept
+    assert [e.level for e in read_store(store).entries] == ["reported"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "large"])
+def test_a_file_of_lines_that_is_no_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(LARGEST_FILE + 1)
+    assert [fault.place for fault in read_lines(path).faults] == ["rows.jsonl"]
+    assert read_lines(path).faults[0].why == "is no file of at most 64 MB"
 
 
 def test_reports_name_hostile_records(tmp_path: Path) -> None:

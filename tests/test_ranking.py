@@ -452,3 +452,30 @@ def test_outputs_that_are_no_archive_are_no_outputs(tmp_path: Path) -> None:
         place.mkdir(parents=True)
         (place / "test.npz").write_bytes(b"PK\x03\x04 broken")
     assert compare(sheet(plan, entries), "erk", "er", tmp_path).examples is None
+
+
+def test_the_level_of_a_row_is_the_least_of_its_records() -> None:
+    plan = synthetic.plan(grid={"densities": (0.1, 0.3), "schemes": ("erk",)}, seeds=(0, 1))
+
+    def level(change: Any, *, without: int = 0) -> str:
+        found = [dataclasses.replace(e, **change(e)) for e in entries_of(plan, lambda w: 0.9)]
+        (row,) = sheet(plan, found[: len(found) - without]).rows
+        return row.level
+
+    def gone(e: Entry, seeds: tuple[int, ...]) -> dict[str, Any]:
+        no_result = {"status": "infeasible", "error": "too few weights", "metrics": {}, "last": {}}
+        return no_result if (e.scheme, e.density) == ("erk", 0.1) and e.seed in seeds else {}
+
+    assert level(lambda e: {}) == "complete"
+    assert level(lambda e: {}, without=1) == "reported"
+    assert level(lambda e: {"level": "verified"}) == "verified"
+    assert level(lambda e: {"level": "verified"}, without=1) == "verified"
+    assert level(lambda e: {"level": "verified" if e.seed else "checked"}) == "checked"
+    assert level(lambda e: {"level": "verified" if e.seed else "reported"}) == "complete"
+    assert level(lambda e: {"level": "reported" if e.scheme == "dense" else "checked"}) == "checked"
+    assert level(lambda e: gone(e, (0, 1))) == "complete"  # that it cannot be met is a result
+    assert level(lambda e: gone(e, (1,))) == "complete"
+    assert level(lambda e: gone(e, (1,)) | {"level": "checked" if e.status == "ok" else "reported"}) == "checked"
+    diverged = {"status": "diverged", "metrics": {}, "last": {}}
+    assert level(lambda e: {"level": "checked"} | (diverged if e.seed and e.scheme == "erk" else {})) == "checked"
+    assert level(lambda e: diverged if e.seed and e.scheme == "erk" else {}) == "reported"

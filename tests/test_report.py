@@ -143,6 +143,26 @@ def test_latex_marks_the_best(shown: tuple[Path, Path]) -> None:
     assert text.count("{") == text.count("}")
 
 
+def test_every_form_tells_the_level(shown: tuple[Path, Path]) -> None:
+    levels = {"uniform": "complete", "er": "reported", "snip": "reported", "igq": "complete"}
+    text = report(shown)
+    assert "reported < complete < checked < verified" in " ".join(text.split())
+    assert next(line.split()[-1] for line in text.splitlines() if line.startswith("uniform")) == "complete"
+    table = [line for line in report(shown, "--format", "md").splitlines() if line.startswith("|")]
+    assert any("level" in line for line in table)
+    assert any(line.split("|")[2].strip() == "uniform" and line.split("|")[-2].strip() == "complete" for line in table)
+    wide = csv.DictReader(io.StringIO(report(shown, "--format", "csv-wide")))
+    assert levels.items() <= {row["row"]: row["level"] for row in wide}.items()
+    long = csv.DictReader(io.StringIO(report(shown, "--format", "csv")))
+    assert {row["level"] for row in long} == {"reported"}  # of a record: a store vouches for nothing
+    told = json.loads(report(shown, "--format", "json"))
+    assert levels.items() <= {row["label"]: row["level"] for row in told["rows"]}.items()
+    latex = report(shown, "--format", "latex")
+    assert "& Level" in latex
+    assert any(line.strip().startswith("uniform") and "complete" in line for line in latex.splitlines())
+    assert '"complete"' in report(shown, "--format", "html")
+
+
 def test_a_report_is_written_whole_or_not_at_all(shown: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "report.md"
     report(shown, "--format", "md", "--out", str(out))

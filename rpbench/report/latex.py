@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rpbench.report.tables import cell_half, named, seeds_of
 from rpbench.report.words import digits_of, latex, net
-from rpbench.rows import Cell, Sheet
+from rpbench.rows import LEVELS, Cell, Row, Sheet
 
 PREAMBLE = r"""% \usepackage{booktabs}
 % \usepackage{siunitx}  % version 3
@@ -36,26 +36,26 @@ def _table(sheet: Sheet, one: tuple[str, str]) -> str:
     contexts = [c for c in sheet.plan.contexts if c[:2] == one]
     rows = [row for row in sheet.rows if any(row.cell(c).group for c in contexts)]
     places = {c: _places(sheet, [row.cell(c) for row in rows]) for c in contexts}
+    mixed = len({row.level for row in rows}) > 1
     lines = [
         r"\begin{table}",
         r"  \centering",
         r"  \small",
-        rf"  \caption{{{_caption(sheet, one)}}}",
+        rf"  \caption{{{_caption(sheet, one, rows)}}}",
         rf"  \label{{tab:{_label(sheet.plan.board.name, one)}}}",
-        rf"  \begin{{tabular}}{{l{'c' * len(contexts)}}}",
+        rf"  \begin{{tabular}}{{l{'c' * len(contexts)}{'l' * mixed}}}",
         r"    \toprule",
-        "    Density & " + " & ".join(rf"\num{{{c.density:g}}}" for c in contexts) + r" \\",
+        "    Density & " + " & ".join(rf"\num{{{c.density:g}}}" for c in contexts) + " & Level" * mixed + r" \\",
         r"    \midrule",
     ]
     for dense in sheet.reference:
         if dense.context[:2] == one:
             told = _number(sheet, dense) if dense.group else "--"
-            lines.append(
-                rf"    {latex(sheet.plan.board.reference)} & \multicolumn{{{len(contexts)}}}{{c}}{{{told}}} \\"
-            )
-            lines.append(r"    \midrule")
+            wide = rf"\multicolumn{{{len(contexts)}}}{{c}}{{{told}}}{' &' * mixed}"
+            lines += [rf"    {latex(sheet.plan.board.reference)} & {wide} \\", r"    \midrule"]
     for i, row in enumerate(rows):
         cells = [_marked(_number(sheet, row.cell(c)), places[c][i]) for c in contexts]
+        cells += [row.level] if mixed else []
         lines.append(f"    {latex(named(row))} & {' & '.join(cells)} " + r"\\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
@@ -80,7 +80,7 @@ def _marked(text: str, place: int) -> str:
     return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(place, text)
 
 
-def _caption(sheet: Sheet, one: tuple[str, str]) -> str:
+def _caption(sheet: Sheet, one: tuple[str, str], rows: Sequence[Row]) -> str:
     board, task = sheet.plan.board, sheet.plan.tasks[one[0]]
     unit = r" (\%)" if sheet.metric.unit else ""
     text = (
@@ -90,6 +90,11 @@ def _caption(sheet: Sheet, one: tuple[str, str]) -> str:
     )
     spread = " with half of its 95 % t-interval" if seeds_of(board) != "1 seed" else ""
     end = ". Best in bold, second underlined, equal ones alike."
+    levels = {row.level for row in rows}
+    if len(levels) == 1:
+        end += f" Level: {rows[0].level}."
+    elif levels:
+        end += f" Level: how far records have been checked ({' < '.join(LEVELS)})."
     return latex(text + spread + end).replace("@@", unit)
 
 

@@ -145,6 +145,7 @@ def _run(e: Entry, keys: list[str], sets: tuple[str, ...] | None) -> dict[str, A
         "images_per_s": number(e.train_images_per_s),
         "device": e.device,
         "warnings": list(e.warnings),
+        "level": e.level,
         "command": e.command,
     }
 

@@ -22,12 +22,13 @@ from rpbench.report.words import (
     seconds,
     signed,
 )
-from rpbench.rows import Block, Cell, Row, Sheet, metric_of
+from rpbench.rows import LEVELS, Block, Cell, Row, Sheet, metric_of
 from rpbench.stats import StreamVariance, seeds_needed
 
 T = TypeVar("T")
 Style = Literal["term", "md"]
 WIDTH = 80
+LEVEL = f"level: how far a row's records have been checked: {' < '.join(LEVELS)}."
 
 
 def board_text(sheet: Sheet, style: Style = "term", by: Literal["scheme", "model"] = "scheme") -> str:
@@ -106,20 +107,20 @@ def _block(sheet: Sheet, block: Block, style: Style, escape: Escape) -> str:
             *(_axis(row, key) for key in axes),
         ]
         shares = (percent(row.mean(name, block.contexts)) for name in ("flops", "effective"))
-        rows.append([*scores, *shares, _cost(row, block.contexts)])
+        rows.append([*scores, *shares, _cost(row, block.contexts), row.level])
     unit = "points" if sheet.metric.unit else sheet.metric.title
     titles = [_short(key) for key in axes]
     head = ["rank", "scheme", f"gap ({unit})", "next", *titles]
     align = ["right", "left", "right", "right", *["right"] * len(axes)]
     blank = "\n" * (1 + (style == "md"))
-    costs, sides = ["FLOPs", "effective", "cost of the scheme"], ["right", "right", "right"]
+    costs, sides = ["FLOPs", "effective", "cost of the scheme", "level"], ["right", "right", "right", "left"]
     if style == "md":
-        return _table(rows, head + costs, align + sides, style) + blank + _legend(sheet, block, axes)
-    second = [[row[1], *row[-3:]] for row in rows]
+        return _table(rows, head + costs, align + sides, style) + blank + f"{_legend(sheet, block, axes)}\n{LEVEL}"
+    second = [[row[1], *row[-4:]] for row in rows]
     return "\n".join([
-        _table([row[:-3] for row in rows], head, align, style), _legend(sheet, block, axes), "",
+        _table([row[:-4] for row in rows], head, align, style), _legend(sheet, block, axes), "",
         _table(second, ["scheme", *costs], ["left", *sides], style),
-        "FLOPs: of the dense net's. effective: weights on a path from input to output.",
+        "FLOPs: of the dense net's. effective: weights on a path from input to output.", *_wrapped(LEVEL),
     ])  # fmt: skip
 
 
@@ -278,13 +279,18 @@ def _by_model(sheet: Sheet, style: Style, escape: Escape) -> str:
 def _rest(sheet: Sheet, style: Style, escape: Escape) -> list[str]:
     found = []
     if sheet.incomplete:
-        lines = [f"{escape(row.label)}: {_lacking(row, escape, style)}" for row in sheet.incomplete]
+        lines = [f"{escape(row.label)}{_checked(row)}: {_lacking(row, escape, style)}" for row in sheet.incomplete]
         found.append(_list("Not ranked", lines, style))
     if sheet.not_run:
         found.append(_list("Not run", [escape(", ".join(sheet.not_run))], style))
     if sheet.left_out:
         found.append(_list("Left out", _left(sheet.left_out, style, escape), style))
     return found
+
+
+def _checked(row: Row) -> str:
+    """The level of a row that has no place in a table, where somebody has checked it."""
+    return f" ({row.level})" if row.level in LEVELS[2:] else ""
 
 
 def _lacking(row: Row, escape: Escape, style: Style) -> str:
