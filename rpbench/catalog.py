@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,8 +32,8 @@ T = TypeVar("T", Scheme, Sampler)
 
 @cache
 def shelf(kind: str) -> Path:
-    """The folder of a shelf: "baselines", "tasks", "tasks.images", "tasks.attacks", "tasks.boards", "tasks.claims",
-    "leaderboard"."""
+    """The folder of a shelf: "baselines", "baselines.samplers", "tasks", "tasks.images", "tasks.attacks",
+    "tasks.boards", "tasks.claims", "leaderboard"."""
     spec = importlib.util.find_spec(f"rpbench.{kind}")
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
@@ -64,7 +64,7 @@ def scheme_names() -> list[str]:
 
 
 def sampler_names() -> list[str]:
-    return sorted({*_built_in_samplers(), *(e.name for e in entry_points(group="rpbench.samplers"))})
+    return sorted({*names("baselines.samplers", ".py"), *(e.name for e in entry_points(group="rpbench.samplers"))})
 
 
 def known_scheme(given: str) -> None:
@@ -80,7 +80,8 @@ def is_shelved_scheme(name: str) -> bool:
 
 
 def is_shelved_sampler(name: str) -> bool:
-    return name in _built_in_samplers()
+    """Whether a sampler's name stands for a file of baselines/samplers/."""
+    return name in names("baselines.samplers", ".py")
 
 
 def find_scheme(given: str | Scheme) -> tuple[Scheme, dict[str, Any]]:
@@ -94,10 +95,7 @@ def find_scheme(given: str | Scheme) -> tuple[Scheme, dict[str, Any]]:
     if _is_path(name, ".py"):
         return _from_file(Path(name), Scheme, "scheme"), chosen
     if name in names("baselines", ".py"):
-        found = getattr(importlib.import_module(f"rpbench.baselines.{name}"), name, None)
-        if not isinstance(found, Scheme):
-            raise UsageError(f"baselines/{name}.py defines no scheme called '{name}'")
-        return found, chosen
+        return _from_shelf("baselines", name, Scheme, "scheme"), chosen
     return _from_entry_point("scheme", name, Scheme, scheme_names()), chosen
 
 
@@ -108,8 +106,8 @@ def find_sampler(given: str | Sampler) -> tuple[Sampler, dict[str, Any]]:
     name, chosen = options.parse(given)
     if _is_path(name, ".py"):
         return _from_file(Path(name), Sampler, "sampler"), chosen
-    if name in _built_in_samplers():
-        return _built_in_samplers()[name], chosen
+    if name in names("baselines.samplers", ".py"):
+        return _from_shelf("baselines.samplers", name, Sampler, "sampler"), chosen
     return _from_entry_point("sampler", name, Sampler, sampler_names()), chosen
 
 
@@ -160,14 +158,7 @@ def list_schemes() -> list[Row]:
 
 def list_samplers() -> list[Row]:
     """One row per sampler: name, summary, source, options; those of others are read from their files."""
-    built_in = _built_in_samplers()
-    return [_describe(built_in[n]) if n in built_in else _row("sampler", n) for n in sampler_names()]
-
-
-def _describe(found: Sampler) -> Row:
-    known = options.declared(found.function)
-    shown = {n: None if p.default is p.empty else p.default for n, p in known.items()}
-    return {"name": found.name, "summary": found.summary, "source": found.url, "options": shown}
+    return [_row("sampler", name) for name in sampler_names()]
 
 
 @cache
@@ -176,9 +167,17 @@ def outline(name: str) -> Outline:
     return read_file(shelf("baselines") / f"{name}.py", "scheme", name)
 
 
+def _outline(word: Word, name: str) -> Outline:
+    if word == "scheme" and is_shelved_scheme(name):
+        return outline(name)
+    if word == "sampler" and is_shelved_sampler(name):
+        return read_file(shelf("baselines.samplers") / f"{name}.py", "sampler", name)
+    return _own_outline(word, name)
+
+
 def _row(word: Word, name: str) -> Row:
     try:
-        told = outline(name) if word == "scheme" and is_shelved_scheme(name) else _own_outline(word, name)
+        told = _outline(word, name)
     except UsageError as error:
         return {"name": name, "summary": str(error), "source": "", "options": {}}
     row = {"name": name, "summary": told.summary, "source": told.url, "options": told.options}
@@ -188,10 +187,11 @@ def _row(word: Word, name: str) -> Row:
     return row | ({"looks_at": looks_at} if looks_at else {})
 
 
-@cache
-def _built_in_samplers() -> Mapping[str, Sampler]:
-    module = importlib.import_module("rpbench.sampler")
-    return {value.name: value for value in vars(module).values() if isinstance(value, Sampler)}
+def _from_shelf(where: str, name: str, kind: type[T], word: str) -> T:
+    found = getattr(importlib.import_module(f"rpbench.{where}.{name}"), name, None)
+    if not isinstance(found, kind):
+        raise UsageError(f"{where.replace('.', '/')}/{name}.py defines no {word} called '{name}'")
+    return found
 
 
 def _is_path(text: str, suffix: str) -> bool:

@@ -122,47 +122,8 @@ def mask_sampler(function: Function | None = None, *, exact: bool = True, scored
     return decorate if function is None else decorate(function)
 
 
-@mask_sampler
-def exact(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
-    """Exactly the layer's count at uniformly random positions; masks of one seed are nested over densities.
-
-    Every weight gets one raw 64-bit draw and the smallest are kept. https://arxiv.org/abs/2009.11094
-    """
-    return {
-        layer.name: _smallest(streams.raw(key(i), layer.numel), counts[layer.name]).reshape(layer.shape)
-        for i, layer in enumerate(table)
-    }
-
-
-@mask_sampler(exact=False)
-def bernoulli(table: LayerTable, counts: Counts, key: Key, scores: object) -> Mapping[str, Any]:
-    """Every weight on its own with the layer's density, as the code released with the paper draws them.
-
-    The realised density wanders (parity only). https://github.com/VITA-Group/Random_Pruning
-    """
-    return {
-        layer.name: (streams.uniform(key(i), layer.numel) < counts[layer.name] / layer.numel).reshape(layer.shape)
-        for i, layer in enumerate(table)
-    }
-
-
-@mask_sampler(scored=True)
-def scored(table: LayerTable, counts: Counts, key: Key, scores: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-    """The highest scores of each layer: the original SNIP and GraSP masks, not re-drawn at random.
-
-    https://arxiv.org/abs/1810.02340
-    """
-    masks = {}
-    for layer in table:
-        values = scores[layer.name].double().numpy().ravel()
-        keep = np.zeros(layer.numel, dtype=bool)
-        keep[np.argsort(-values, kind="stable")[: counts[layer.name]]] = True
-        masks[layer.name] = keep.reshape(layer.shape)
-    return masks
-
-
-def _smallest(draws: streams.Raw, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """True at the k smallest draws; equal draws at the edge go to the first positions."""
+def smallest(draws: streams.Raw, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """True at the k smallest draws, shape (n,); equal draws at the edge go to the first positions."""
     if k == 0:
         return np.zeros(draws.size, dtype=bool)
     edge = np.partition(draws, k - 1)[k - 1]

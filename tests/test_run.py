@@ -87,13 +87,14 @@ def test_every_metric_follows_from_the_outputs(unbroken: Path) -> None:
 
 
 def test_masks_follow_from_counts_and_seed(unbroken: Path) -> None:
+    from rpbench.catalog import find_sampler
     from rpbench.layers import Layer, LayerTable
-    from rpbench.sampler import exact
 
     record = json.loads((unbroken / "record.json").read_text())
     plan = rpbench.plan(_net(), "erk", 0.2)
     counts = dict(zip(plan.table.names, record["density"]["kept_per_layer"], strict=True))
     table = LayerTable(tuple(Layer(x.name, x.shape, x.kind) for x in plan.table))
+    exact, _ = find_sampler("exact")
     assert rpbench.digest(exact.draw(table, counts, record["seeds"]["mask"])) == record["masks"]["digest_end"]
 
 

@@ -36,10 +36,11 @@ def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import rpbench\nassert rpbench.__file__.startswith(sys.argv[1])\n"
-        "from rpbench.catalog import scheme_names, names\n"
+        "from rpbench.catalog import find_sampler, scheme_names\n"
         "from rpbench.task import load_task\n"
         "from rpbench.report.reported import reported\n"
         "assert reported()\n"
+        "assert find_sampler('exact')[0].name == 'exact'\n"
         "assert 'erk' in scheme_names() and load_task('digits').name == 'digits'\n"
         "print(rpbench.plan(__import__('torch').nn.Linear(20, 10), 'erk', 0.3).kept)\n"
     )
