@@ -16,6 +16,7 @@ from rpbench.cli.shelf import data, list_, show
 from rpbench.cli.starting import new, try_
 from rpbench.cli.submitting import submit
 from rpbench.cli.sweeps import status, sweep
+from rpbench.cli.verifying import verify
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 COMMANDS = (
-    run, sweep, status, report, compare, claims, submit, publish, plan, new, try_, score, list_, show, data, bench,
+    run, sweep, status, report, compare, claims, submit, verify, publish, plan, new, try_, score, list_, show, data, bench,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

@@ -1,0 +1,147 @@
+"""The command that checks results of others: verify."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rpbench.cli.shared import data_options, format_option, import_torch
+
+if TYPE_CHECKING:
+    from rpbench.rerun import Chosen, Compared
+    from rpbench.verdict import Verdict
+    from rpbench.verification import Subject
+
+
+@click.command()
+@click.argument("what", metavar="BUNDLE|BOARD")
+@click.option("--rerun", type=click.IntRange(1), help="Train so many cells again: half those that stand out most.")
+@click.option("--cell", "cells", multiple=True, metavar="RUN_ID", help="Train this cell again.")
+@click.option("--rerun-seed", type=click.IntRange(0), help="Draw the cells of --rerun as before.  [default: at random]")
+@click.option("--slots", type=click.IntRange(1), help="Cells at once.  [default: as many as cores allow]")
+@click.option("--store", type=click.Path(path_type=Path, exists=True), help="The cells of BOARD in this store.")
+@click.option("--root", type=click.Path(path_type=Path, exists=True), help="A leaderboard.  [default: the one here]")
+@click.option(
+    "--board", type=click.Path(path_type=Path, exists=True), help="A bundle's board, where it is a TOML file."
+)
+@data_options
+@format_option("table", "json")
+def verify(**given: Any) -> None:
+    """Check results without trusting whoever made them; nothing is written.
+
+    BUNDLE is a submission, a folder or a .zip. BOARD is a board's name: its published records, or with --store those
+    of a store. Everything that follows from something else is worked out again; --rerun trains cells again.
+
+    \b
+    rpbench verify mine.zip
+    rpbench verify mine.zip --rerun 3
+    rpbench verify digits                   the published records
+    rpbench verify digits --store runs      one's own
+
+    Exit code 0 where nothing failed, 1 where something did.
+    """
+    import_torch()
+    from rpbench.verification import checked, in_order, level
+
+    with _subject(given) as subject:
+        verdicts = checked(subject, _say(given["form"]))
+        chosen, compared = _rerun(subject, given) if given["rerun"] or given["cells"] else (None, [])
+        verdicts = in_order([*verdicts, *(one.verdict for one in compared)])
+        told = level(verdicts)
+        click.echo(_show(subject, verdicts, told, chosen, compared, given["form"]))
+    if any(v.state == "failed" for v in verdicts):
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _subject(given: dict[str, Any]) -> Iterator[Subject]:
+    from rpbench.board import board_names, load_board
+    from rpbench.bundle import open_bundle
+    from rpbench.data.sources import Roots
+    from rpbench.verification import bundle_subject, published_subject, store_subject
+
+    roots, what = Roots.read(given["data"]), given["what"]
+    if Path(what).exists() and not (what in board_names() and (given["store"] or not _is_bundle(Path(what)))):
+        if given["store"]:
+            raise click.UsageError("--store is for a BOARD: a bundle has its own cells")
+        board = load_board(str(given["board"])) if given["board"] else None
+        with bundle_subject(open_bundle(Path(what)), roots, board) as subject:
+            yield subject
+        return
+    if given["store"]:
+        yield store_subject(str(given["board"] or what), given["store"], roots)
+        return
+    if what not in board_names():
+        listed = ", ".join(board_names())
+        raise click.UsageError(f"'{what}' is neither a bundle (folder or .zip) nor a board: there is {listed}")
+    yield published_subject(what, given["root"], roots)
+
+
+def _is_bundle(path: Path) -> bool:
+    return path.is_file() or (path / "bundle.json").is_file()
+
+
+def _say(form: str) -> Any:
+    """A line that counts cells, where stderr is a terminal."""
+    if form == "json" or not sys.stderr.isatty():
+        return lambda done, of: None
+
+    def say(done: int, of: int) -> None:
+        click.echo(f"\rchecking {done + 1}/{of}" if done + 1 < of else "\r\033[K", err=True, nl=False)
+
+    return say
+
+
+def _rerun(subject: Subject, given: dict[str, Any]) -> tuple[Chosen, list[Compared]]:
+    from rpbench.progress import Several
+    from rpbench.published import published_boards, read_board, root_of
+    from rpbench.rerun import again, choice, compare
+
+    board = subject.known.plan.board
+    root = root_of(given["root"])
+    beside = read_board(board.name, root).entries if board.name in published_boards(root) else []
+    seed = given["rerun_seed"] if given["rerun_seed"] is not None else int.from_bytes(os.urandom(4), "little")
+    chosen = choice(subject, beside, given["rerun"] or 0, seed, given["cells"], board.metric)
+    if not chosen.names:
+        raise click.UsageError("none of these cells can be trained again: their scheme is not here")
+    click.echo(
+        f"training {len(chosen.names)} of {len(subject.tolds)} cells again: {len(chosen.standing_out)} that stand out, "
+        f"{len(chosen.at_random)} at random (--rerun-seed {seed} takes the same)",
+        err=True,
+    )
+    watches = []
+
+    def watch(names: list[str]) -> Several:
+        watches.append(Several(names, sys.stderr.isatty()))
+        return watches[-1]
+
+    try:
+        found = again(subject, chosen.names, given["slots"], watch)
+    finally:
+        for one in watches:
+            one.close()
+    return chosen, compare(subject, chosen.names, found, beside, board.metric)
+
+
+def _show(
+    subject: Subject, verdicts: Sequence[Verdict], told: str, chosen: Chosen | None, compared: list[Compared], form: str
+) -> str:
+    from rpbench.report.checks import checks_json, checks_text
+    from rpbench.report.words import counted
+
+    title = f"{subject.name}: {counted(len(subject.tolds), 'cell')}"
+    if form == "table":
+        return checks_text(title, verdicts, told, [one.verdict for one in compared])
+    found = checks_json(title, verdicts, told)
+    if chosen is not None:
+        words = {"standing_out": chosen.standing_out, "at_random": chosen.at_random, "named": chosen.named}
+        found["rerun"] = {"seed": chosen.seed, **words, "cells": [asdict(one) for one in compared]}
+    return json.dumps(found, indent=1)

@@ -1,0 +1,252 @@
+"""What can be checked of a bundle, a store or published lines without training, and what it amounts to.
+
+One path over `Evidence`s: each check looks at one cell and says what is wrong with it in sentences; a few look at all
+cells together. Training cells again is `rpbench.rerun`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpbench.board import Board, board_hash, board_names, expand, load_board
+from rpbench.bundle import Bundle, file_faults, line_evidence, store_evidence
+from rpbench.checks import asked, pruned, scored, submitted, trained
+from rpbench.checks.known import Known, Source, threads
+from rpbench.checks.told import Skipped, Told, read
+from rpbench.data.sources import Roots
+from rpbench.entries import read_store
+from rpbench.errors import RpbenchError, UsageError
+from rpbench.published import line, root_of
+from rpbench.record import canonical
+from rpbench.rows import LEVELS
+from rpbench.untrusted import shown
+from rpbench.verdict import Verdict, failed
+
+Look = Callable[[Told, Known], Iterator[str]]
+Say = Callable[[int, int], None]
+RERUNS = 3  # cells that must have been trained again for a row to be verified
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of one cell: its name, its rule, whether it looks only at cells with a result."""
+
+    name: str
+    rule: str
+    look: Look
+    ok: bool = True
+
+
+CHECKS = (
+    Check("identity", "R11", asked.identity, ok=False),
+    Check("protocol", "R5", asked.protocol, ok=False),
+    Check("budget", "R3", asked.budget, ok=False),
+    Check("curve", "R6", trained.curve),
+    Check("counts", "R8", pruned.counts, ok=False),
+    Check("batches", "R7", pruned.batches),
+    Check("masks", "R8", pruned.masks),
+    Check("metrics", "R9", scored.metrics),
+    Check("labels", "R9", scored.labels),
+    Check("flops", "R10", pruned.flops),
+)
+ORDER = (
+    "files", "source", "contract", "card", "records", "columns", "identity", "cells", "protocol", "budget", "curve",
+    "counts", "batches", "masks", "metrics", "labels", "flops", "rerun",
+)  # fmt: skip
+COMPLETE = ("records", "identity", "cells", "protocol", "budget")  # none of these skipped
+CHECKED = ("curve", "counts", "batches", "masks", "metrics", "labels", "flops")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: its name, its cells, what is known of them, and what was found at opening it."""
+
+    name: str
+    tolds: tuple[Told, ...]
+    known: Known
+    verdicts: tuple[Verdict, ...]
+
+
+def verify(bundle: Bundle, roots: Roots | None = None, board: Board | None = None) -> list[Verdict]:
+    """Every verdict on a bundle that needs no training. `board` is for boards that are not on the shelf."""
+    with bundle_subject(bundle, roots, board) as subject:
+        return checked(subject)
+
+
+def level(verdicts: Sequence[Verdict]) -> str:
+    """How far a row was checked: "reported" where something failed or lacks, "complete" with every cell as its board
+    wants it, "checked" where each result follows from its outputs, "verified" where cells were trained again."""
+    states: dict[str, set[str]] = {}
+    for v in verdicts:
+        states.setdefault(v.check, set()).add(v.state)
+
+    def passed(checks: Sequence[str]) -> bool:
+        return all(states.get(check, set()) <= {"passed"} for check in checks)
+
+    if failed(list(verdicts)) or not passed(COMPLETE) or "cells" not in states:
+        return LEVELS[0]
+    if not passed(CHECKED):
+        return LEVELS[1]
+    cells = {v.where for v in verdicts if v.check == "records"}
+    again = {v.where for v in verdicts if v.check == "rerun" and v.state == "passed"}
+    return LEVELS[3] if len(again) >= min(RERUNS, len(cells)) else LEVELS[2]
+
+
+@contextlib.contextmanager
+def bundle_subject(bundle: Bundle, roots: Roots | None = None, board: Board | None = None) -> Iterator[Subject]:
+    """A bundle made ready; its source file lies in a folder of its own meanwhile. UsageError for an unknown board."""
+    manifest = bundle.manifest
+    if board is None:
+        if manifest.board.name not in board_names():
+            raise UsageError(f"board {shown(manifest.board.name)} is not on the shelf: give its file with --board")
+        board = load_board(manifest.board.name)
+    verdicts = _verdicts("files", "R11", [f"{shown(f.place)} {f.why}" for f in file_faults(bundle)])
+    faults = list(submitted.source(bundle))
+    verdicts += _verdicts("source", "R1", faults)
+    verdicts += _verdicts("card", "R12", list(submitted.card(bundle)))
+    with tempfile.TemporaryDirectory(prefix="rpbench-") as folder:
+        source = None
+        if bundle.source is not None:
+            path = Path(folder, bundle.source_name)
+            path.write_bytes(bundle.source)
+            barred = "its source breaks the rules (check source): it is not run" if faults else ""
+            source = Source(manifest.kind, path, hashlib.sha256(bundle.source).hexdigest(), barred)
+        known = Known(expand(board), roots, source)
+        tolds, read_verdicts = read(bundle.cells, whole=True)
+        verdicts += submitted.contract(bundle, known) + read_verdicts
+        verdicts += _verdicts("cells", "R4", list(_row_faults(bundle, board, tolds, known)))
+        yield Subject(str(bundle.place), tuple(tolds), known, tuple(verdicts))
+
+
+def store_subject(board: str, store: Path, roots: Roots | None = None) -> Subject:
+    """The cells of a board that a store has; more seeds than the board's are passed over. UsageError for none."""
+    known = Known(expand(load_board(board)), roots)
+    found = read_store(store)
+    names = [e.place for e in found.entries if (e.task, e.model, e.density) in known.wanted]
+    verdicts = [Verdict("records", "R11", "failed", f.why, f.place) for f in found.faults]
+    tolds, read_verdicts = read(store_evidence(store, names), whole=True)
+    kept = [
+        told for row in asked.rows(tolds, known).items() for told in _of_board(row[1], asked.wanted_of(known, row[0]))
+    ]
+    if not kept:
+        raise UsageError(f"store '{store}' has no record of board '{board}'")
+    there = {told.where for told in kept}
+    verdicts += [v for v in read_verdicts if v.where in there or v.state == "failed"]
+    return Subject(f"{board} in {store}", tuple(sorted(kept, key=lambda t: t.where)), known, tuple(verdicts))
+
+
+def _of_board(row: list[Told], wanted: object) -> list[Told]:
+    assert isinstance(wanted, dict)
+    return [told for told in row if (told.context, told.entry.seeds) in wanted]
+
+
+def published_subject(board: str, root: Path | None = None, roots: Roots | None = None) -> Subject:
+    """A board's published lines: records without curves and outputs. UsageError where there are none."""
+    known = Known(expand(load_board(board)), roots)
+    files = sorted((root_of(root) / board).glob("*.jsonl"))
+    evidences = tuple(e for path in files for e in line_evidence(path))
+    if not evidences:
+        raise UsageError(f"leaderboard '{root_of(root)}' has no records of board '{board}'")
+    tolds, verdicts = read(evidences, whole=False)
+    columns = [v for path in files for v in _column_verdicts(path, known)]
+    return Subject(f"{board} in the leaderboard", tuple(tolds), known, (*verdicts, *columns))
+
+
+def checked(subject: Subject, say: Say = lambda done, of: None) -> list[Verdict]:
+    """Every verdict that needs no training, in the order of the checks; `say` is told how many cells are done."""
+    verdicts, seen = list(subject.verdicts), []
+    with threads(1):
+        for i, told in enumerate(subject.tolds):
+            say(i, len(subject.tolds))
+            for check in CHECKS:
+                if told.ok or not check.ok:
+                    verdicts += looked(check, told, subject.known)
+            try:
+                seen.append(scored.prints(told))
+            except RpbenchError:  # `metrics` says so
+                seen.append({})
+            told.forget()
+    verdicts += asked.cells(subject.tolds, subject.known)
+    verdicts += scored.among(subject.tolds, seen)
+    return in_order(verdicts)
+
+
+def looked(check: Check, told: Told, known: Known) -> list[Verdict]:
+    """One check of one cell: a verdict per fault, or one that it passed or was skipped.
+
+    Whatever a look raises is a fault of what it looked at: honest records raise nothing.
+    """
+    faults: list[str] = []
+    skipped = ""
+    try:
+        for why in check.look(told, known):
+            faults.append(why)
+    except Skipped as error:
+        skipped = str(error)
+    except RpbenchError as error:
+        faults.append(" ".join(str(error).split()))
+    except Exception as error:
+        faults.append(f"cannot be checked: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    if faults:
+        return [Verdict(check.name, check.rule, "failed", why, told.where) for why in faults]
+    return [Verdict(check.name, check.rule, "skipped" if skipped else "passed", skipped, told.where)]
+
+
+def in_order(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """By check; those of a check stay in their order."""
+    return sorted(verdicts, key=lambda v: ORDER.index(v.check) if v.check in ORDER else len(ORDER))
+
+
+def _verdicts(check: str, rule: str, faults: list[str]) -> list[Verdict]:
+    if faults:
+        return [Verdict(check, rule, "failed", why) for why in faults]
+    return [Verdict(check, rule, "passed")]
+
+
+def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -> Iterator[str]:
+    """Whether a bundle is of today's board, and of one row: the one that it says."""
+    part = bundle.manifest.board
+    if part.version != board.version or part.hash != board_hash(board):
+        yield f"board '{board.name}' is another today: hash {board_hash(board)[:12]}..., not {part.hash[:12]}..."
+    for kind, told in (("scheme", bundle.manifest.scheme), ("sampler", bundle.manifest.sampler)):
+        for cell in tolds:
+            found = getattr(cell.record, kind)
+            if (found.name, canonical(found.args)) != (told.name, canonical(told.args)):
+                text = f"{found.name} {json.dumps(found.args)}"
+                yield f"{cell.where} is of {kind} {shown(text)}: bundle.json says {shown(told.name)}"
+                break
+
+
+def _column_verdicts(path: Path, known: Known) -> list[Verdict]:
+    """Whether the flat columns of published lines are those of the records in them, and each is there once."""
+    found = []
+    for number, text in enumerate(path.read_text(errors="replace").split("\n"), start=1):
+        if not text.strip():
+            continue
+        place = f"{path.name}:{number}"
+        why = _column_fault(text, known)
+        found.append(Verdict("columns", "R11", "failed" if why else "passed", why, place))
+    return found
+
+
+def _column_fault(text: str, known: Known) -> str:
+    from rpbench.entries import entry, parse
+
+    try:
+        row = json.loads(text)
+        record = parse(row["record"])
+        right = json.loads(line(known.plan, str(row.get("row")), record, entry(record, "")))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"is no published line: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    if row.get("level") not in LEVELS:
+        return f"level is {shown(row.get('level'))}: there is {', '.join(LEVELS)}"
+    for key in {**right, **row}:
+        if key not in ("level", "record") and (key not in row or key not in right or row[key] != right[key]):
+            return f"column {shown(key)} is {shown(row.get(key))}: the record in the line has {shown(right.get(key))}"
+    return ""
