@@ -181,7 +181,9 @@ def _row(word: Word, name: str) -> Row:
     except UsageError as error:
         return {"name": name, "summary": str(error), "source": "", "options": {}}
     row = {"name": name, "summary": told.summary, "source": told.url, "options": told.options}
-    if entry := next((e for e in entry_points(group=f"rpbench.{word}s") if e.name == name), None):
+    shelved = is_shelved_scheme(name) if word == "scheme" else is_shelved_sampler(name)
+    entry = next((e for e in entry_points(group=f"rpbench.{word}s") if e.name == name), None)
+    if entry and not shelved:
         row["package"] = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
     looks_at = {"score": "weights and data", "shape": "shapes"}.get(told.kind)
     return row | ({"looks_at": looks_at} if looks_at else {})

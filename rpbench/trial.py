@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -14,6 +15,7 @@ from rpbench.contract import Examination
 from rpbench.record import RunRecord
 from rpbench.scheme import Scheme
 from rpbench.show import metric_rows
+from rpbench.store import default_store
 from rpbench.task import load_task
 
 TASK, DENSITY = "digits", 0.1
@@ -107,12 +109,17 @@ def _values(records: Sequence[RunRecord]) -> dict[str, str]:
     return found
 
 
-def next_commands(exam: Examination, given: str, store: str) -> list[str]:
+def next_commands(exam: Examination, given: str, store: Path | None) -> list[str]:
     """What to type after a look: the whole board, whether a difference is real, and how to hand it in."""
-    quoted, under = shlex.quote(given), UNDER
-    label, sweep = exam.label, f"rpbench sweep {TASK} --{exam.kind} {quoted}"
-    if not isinstance(exam.thing, Scheme):
+    mine, place = shlex.quote(given), shlex.quote(str(store or default_store()))
+    kept = f" --store {place}" if store else ""
+    if isinstance(exam.thing, Scheme):
+        label, under, row, more = exam.label, UNDER, mine, ""
+    else:
         under = SCORED if exam.thing.scored else UNDER
-        label, sweep = f"{under} + {exam.label}", f"{sweep} --scheme {under}"
-    compare = f"rpbench compare {shlex.quote(label)} {under} --leaderboard --store {shlex.quote(store)}"
-    return [sweep, compare, f"rpbench submit {quoted}"]
+        label, row, more = f"{under} + {exam.label}", f"{under} --sampler {mine}", f" --scheme {under}"
+    return [
+        f"rpbench sweep {TASK} --{exam.kind} {mine}{more}{kept}",
+        f"rpbench compare {shlex.quote(label)} {under} --leaderboard --store {place}",
+        f"rpbench submit {row} --board {TASK} --card card.toml{kept}",
+    ]

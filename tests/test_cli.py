@@ -269,7 +269,7 @@ def test_show_a_cell(invoke: Invoke) -> None:
 
 COMMANDS: list[tuple[str, ...]] = [
     (), ("run",), ("plan",), ("score",), ("list",), ("show",), ("data",),
-    ("data", "list"), ("data", "prepare"), ("data", "check"),
+    ("data", "list"), ("data", "prepare"), ("data", "check"), ("new",), ("try",),
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import textwrap
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -66,20 +67,20 @@ def try_(**given: Any) -> None:
     rpbench try ./mine.py --seeds 3 --store runs
     """
     import_torch()
-    from rpbench.contract import examine
+    from rpbench.contract import examining
     from rpbench.verdict import failed
 
     as_json = given["form"] == "json"
-    exam = examine(given["mine"])
-    if not as_json:
-        click.echo(_head(exam))
-    found = _checked(exam, quiet=as_json)
-    wrong = failed(found)
-    shown = exam.example(wrong[0].where if wrong else "")
+    with examining(given["mine"]) as exam:
+        if not as_json:
+            click.echo(_head(exam))
+        found = _checked(exam, quiet=as_json)
+        wrong = failed(found)
+        shown = exam.example(wrong[0].where if wrong else "")
     if not as_json:
         click.echo(_after(found, wrong, shown))
-    told: dict[str, Any] = {"name": exam.label, "kind": exam.kind, "checks": [asdict(v) for v in found]}
-    told["example"] = asdict(shown) if shown else None
+    told: dict[str, Any] = {"name": exam.label, "kind": exam.kind, "protection": _protection(exam)}
+    told |= {"checks": [asdict(v) for v in found], "example": asdict(shown) if shown else None}
     bad = bool(wrong)
     if not given["no_train"] and (not wrong or given["anyway"]):
         compared, ok = _compared(exam, given)
@@ -96,7 +97,20 @@ def _head(exam: Examination) -> str:
         looks = "a scheme that scores weights" if getattr(thing, "kind", "") == "score" else "a scheme of layer shapes"
     from rpbench.report.words import plain
 
-    return f"{plain(exam.label)}: {looks}"
+    guard = "".join(f"\n  {line}" for line in textwrap.wrap(_protection(exam), WIDTH - 2))
+    return f"{plain(exam.label)}: {looks}{guard}"
+
+
+def _protection(exam: Examination) -> str:
+    """What this machine is protected from while the function is called; '' for what is on the shelf."""
+    from rpbench import confine, isolated
+
+    if exam.thing.outline is None:
+        return ""
+    if isolated.switched_off():
+        return "it runs unprotected, in this process (RPBENCH_ISOLATION=off)"
+    found = confine.expected()
+    return "; ".join(["it runs in a process of its own", *found.holds, *([found.words] if found.words else [])])
 
 
 def _checked(exam: Examination, quiet: bool) -> list[Verdict]:
@@ -111,13 +125,11 @@ def _checked(exam: Examination, quiet: bool) -> list[Verdict]:
 
 def _line(verdict: Verdict) -> str:
     """One check in 80 columns: name, state, and what it asks or what is wrong."""
-    import textwrap
-
     from rpbench.report.words import plain
 
     state = verdict.state.upper() if verdict.state == "failed" else verdict.state
     text = plain(verdict.why) + (f" [{plain(verdict.where)}]" if verdict.where else "")
-    first, *rest = textwrap.wrap(text, WIDTH - 22) or [""]
+    first, *rest = textwrap.wrap(text, WIDTH - 22, break_on_hyphens=False) or [""]
     return "\n".join([f"  {verdict.check:<10}  {state:<7} {first}", *(f"{'':<22}{line}" for line in rest)])
 
 
@@ -139,7 +151,6 @@ def _after(found: list[Verdict], wrong: list[Verdict], shown: Example | None) ->
 
 def _compared(exam: Examination, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Train the cells of the comparison; what it found as plain values, and whether every cell has a result."""
-    from rpbench.store import default_store
     from rpbench.trial import next_commands, table, trial
 
     what = trial(exam, given["mine"], given["seeds"], given["quick"])
@@ -160,7 +171,7 @@ def _compared(exam: Examination, given: dict[str, Any]) -> tuple[dict[str, Any],
         click.echo("\n".join([table(what, records), *refused]))
         if given["store"]:
             click.echo(f"records: {given['store']}")
-        commands = next_commands(exam, given["mine"], str(given["store"] or default_store()))
+        commands = next_commands(exam, given["mine"], given["store"])
         click.echo("next: " + "\n      ".join(commands))
     cells = [{"label": label, "record": r.as_json()} for label, found in records.items() for r in found]
     ok = not refused and all(r.status in ("ok", "infeasible") for found in records.values() for r in found)

@@ -11,12 +11,13 @@ can test itself with:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rpbench import catalog, options
+from rpbench import catalog, isolated, options
 from rpbench.contract import samplers, schemes
 from rpbench.contract.checks import Case, Check, Example
 from rpbench.errors import UnknownName, UsageError
@@ -24,10 +25,21 @@ from rpbench.sampler import Sampler
 from rpbench.scheme import Scheme
 from rpbench.verdict import Verdict
 
-__all__ = ["Case", "Check", "Examination", "Example", "examine", "sampler_checks", "scheme_checks", "verdicts"]
+__all__ = [
+    "Case",
+    "Check",
+    "Examination",
+    "Example",
+    "examine",
+    "examining",
+    "sampler_checks",
+    "scheme_checks",
+    "verdicts",
+]
 
 Kind = Literal["scheme", "sampler"]
 Given = str | Path | Scheme | Sampler
+CALL = 20.0  # seconds that one call of an isolated function may take
 
 
 @dataclass(frozen=True)
@@ -64,41 +76,64 @@ def verdicts(checks: Iterable[Check]) -> list[Verdict]:
 
 
 def examine(given: Given, kind: Kind | None = None) -> Examination:
-    """A scheme or sampler (found out from what is given, unless `kind` says) and its checks; nothing is called yet."""
-    thing, values, called = obtain(given, kind)
+    """A scheme or sampler (found out from what is given, unless `kind` says) and its checks; nothing is called yet.
+
+    A file is run in this process. For code that may be a stranger's there is `examining`.
+    """
+    return _examination(*obtain(given, kind))
+
+
+@contextlib.contextmanager
+def examining(given: str, kind: Kind | None = None, limits: isolated.Limits | None = None) -> Iterator[Examination]:
+    """As `examine`, but what is not on rpbench's own shelf is read, not run, and called in one confined process that
+    ends with the block."""
+    thing, values, called = obtain(given, kind, confined=True)
+    limits = limits or isolated.Limits(CALL)
+    if isinstance(thing, Scheme):
+        with isolated.session(thing, limits) as scheme:
+            yield _examination(scheme, values, called)
+    else:
+        with isolated.session(thing, limits) as sampler:
+            yield _examination(sampler, values, called)
+
+
+def obtain(
+    given: Given, kind: Kind | None = None, confined: bool = False
+) -> tuple[Scheme | Sampler, dict[str, Any], str]:
+    """The scheme or sampler, its options, and the name that it was asked for by ('' for an object)."""
+    if isinstance(given, Scheme | Sampler):
+        return given, options.bind(given.name, given.function, {}), ""
+    text = str(given)
+    name, _ = options.parse(text)
+    found, chosen = _found(text, name, kind, confined)
+    called = Path(name).stem if name.endswith(".py") or "/" in name else name
+    return found, options.bind(found.name, found.function, chosen), called
+
+
+def _found(text: str, name: str, kind: Kind | None, confined: bool) -> tuple[Scheme | Sampler, dict[str, Any]]:
+    scheme = catalog.isolated_scheme if confined else catalog.find_scheme
+    sampler = catalog.isolated_sampler if confined else catalog.find_sampler
+    if kind == "scheme":
+        return scheme(text)
+    if kind == "sampler":
+        return sampler(text)
+    try:
+        return scheme(text)
+    except UnknownName as error:
+        if name in catalog.sampler_names():
+            return sampler(text)
+        raise UnknownName("scheme or sampler", name, catalog.scheme_names() + catalog.sampler_names()) from error
+    except UsageError as error:
+        try:
+            return sampler(text)
+        except UsageError:
+            raise error from None
+
+
+def _examination(thing: Scheme | Sampler, values: dict[str, Any], called: str) -> Examination:
     label = options.written(thing.name, thing.function, values)
     if isinstance(thing, Scheme):
         checks, scheme = schemes.scheme_list(thing, values, called)
         return Examination(thing, "scheme", label, tuple(checks), lambda where: schemes.example(scheme, where))
     checks, sampler = samplers.sampler_list(thing, values, called)
     return Examination(thing, "sampler", label, tuple(checks), lambda where: samplers.example(sampler, where))
-
-
-def obtain(given: Given, kind: Kind | None = None) -> tuple[Scheme | Sampler, dict[str, Any], str]:
-    """The scheme or sampler, its options, and the name that it was asked for by ('' for an object)."""
-    if isinstance(given, Scheme | Sampler):
-        return given, options.bind(given.name, given.function, {}), ""
-    text = str(given)
-    name, _ = options.parse(text)
-    found, chosen = _found(text, name, kind)
-    called = Path(name).stem if name.endswith(".py") or "/" in name else name
-    return found, options.bind(found.name, found.function, chosen), called
-
-
-def _found(text: str, name: str, kind: Kind | None) -> tuple[Scheme | Sampler, dict[str, Any]]:
-    if kind == "scheme":
-        return catalog.find_scheme(text)
-    if kind == "sampler":
-        return catalog.find_sampler(text)
-    try:
-        return catalog.find_scheme(text)
-    except UnknownName as error:
-        if name in catalog.sampler_names():
-            return catalog.find_sampler(text)
-        known = [*catalog.scheme_names(), *catalog.sampler_names()]
-        raise UnknownName("scheme or sampler", name, known) from error
-    except UsageError as error:
-        try:
-            return catalog.find_sampler(text)
-        except UsageError:
-            raise error from None

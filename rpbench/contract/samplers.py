@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rpbench import streams
 from rpbench.budget import counts_from_densities, spread
 from rpbench.contract import nets
 from rpbench.contract.checks import Case, Check, Example, said_checks, shape_text
@@ -18,7 +17,7 @@ from rpbench.contract.luck import other_luck
 from rpbench.contract.schemes import PATIENCE, trained
 from rpbench.errors import RpbenchError, SchemeError
 from rpbench.layers import LayerTable
-from rpbench.sampler import Sampler
+from rpbench.sampler import MaskKey, Sampler
 from rpbench.scheme import call
 
 if TYPE_CHECKING:
@@ -77,12 +76,11 @@ class Subject:
             late = f"not asked: its calls have taken {self.seconds:.0f} s, more than {PATIENCE:.0f} s in all"
             return Drawn(where, table, counts, error=SchemeError(late))
         seed = 1 if turn == "other key" else 0
-        key: Callable[[int], int] = lambda i: streams.key("mask", seed, i)  # noqa: E731
         scores = _scores(table, 1 if turn == "other scores" else 0) if self.sampler.scored else None
         who = f"sampler '{self.sampler.name}'"
         try:
             with other_luck(turn == "again"):
-                masks = call(who, self.sampler.function, table, counts, key, scores, **self.args)
+                masks = call(who, self.sampler.function, table, counts, MaskKey(seed), scores, **self.args)
         except RpbenchError as error:
             return Drawn(where, table, counts, error=error)
         return Drawn(where, table, counts, masks)

@@ -28,7 +28,7 @@ DENSITIES = (0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
 SCORED_DENSITIES = (0.01, 0.1, 0.5)
 USUAL = 0.1
 EXTREMES = (1e-6, 1.0)
-PATIENCE = 300.0  # seconds that all calls together may take
+PATIENCE = 120.0  # seconds that all calls together may take
 Turn = Literal["first", "again", "renamed", "more"]
 
 
@@ -187,7 +187,8 @@ def _infeasible(s: Subject) -> Iterable[Case]:
     for net, density in asked:
         answer = s.ask(net, density)
         if (refused := answer.infeasible) is None:
-            yield Case(answer.where)
+            if answer.error is None:
+                yield Case(answer.where)
             continue
         prunable = answer.table.prunable
         if refused.least <= density <= refused.most and round(density * prunable) >= 1:
