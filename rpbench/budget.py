@@ -163,8 +163,8 @@ def densities_from_scores(table: LayerTable, scores: Mapping[str, Any], density:
 def check_scores(table: LayerTable, scores: Mapping[str, Any]) -> list[Any]:
     """The scores as arrays in table order.
 
-    Raises SchemeError where layers are missing or unknown, or an array has another shape than its weight; ScoreError
-    where one is not finite.
+    Raises SchemeError where layers are missing or unknown, or an array has another shape than its weight or no real
+    numbers; ScoreError where one is not finite.
     """
     missing = [name for name in table.names if name not in scores]
     if missing:
@@ -176,6 +176,8 @@ def check_scores(table: LayerTable, scores: Mapping[str, Any]) -> list[Any]:
         values = np.asarray(scores[layer.name])
         if tuple(values.shape) != layer.shape:
             raise SchemeError(f"scores of '{layer.name}' have shape {tuple(values.shape)}, its weight {layer.shape}")
+        if values.dtype.kind not in "fiub":
+            raise SchemeError(f"scores of '{layer.name}' are {values.dtype}: they must be real numbers")
         if not np.isfinite(values).all():
             raise ScoreError(f"scores of layer '{layer.name}' are not finite: they rank nothing")
         found.append(values)

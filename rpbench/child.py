@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from errno import EACCES, EFBIG, ENETDOWN, EPERM, EROFS, EXDEV
+from errno import EACCES, ENETDOWN, ENOMEM, EPERM, EROFS, EXDEV
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -59,6 +59,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)  # what the file prints goes where its complaints go
+    sys.stdout = os.fdopen(1, "w", buffering=1, errors="replace")
     told, _ = pipe.receive()
     protection = confine(Path(told["scratch"]), told["devices"])
     _import(told)
@@ -225,21 +226,29 @@ def _refusal(error: BaseException, told: dict[str, Any], attempts: list[str]) ->
     """What of confinement an exception comes from; '' where from none of it."""
     for one in _chain(error):
         if isinstance(one, MemoryError) or "can't allocate memory" in str(one) or "std::bad_alloc" in str(one):
-            return f"asked for more memory than the {told['memory'] / 2**30:g} GB that it may use (--scheme-memory)"
+            return _memory(told)
         if not isinstance(one, OSError):
             continue
+        if one.errno == ENOMEM:
+            return _memory(told)
         if one.errno == ENETDOWN or type(one).__name__ == "gaierror":
             return "tried to use the network: refused"
         if one.errno == EPERM and attempts:
             signals = attempts[-1] == "os.kill"
             return f"tried to {'signal' if signals else 'start'} another process: refused"
-        path = one.filename2 if one.errno == EXDEV and one.filename2 else one.filename
-        if one.errno in (EACCES, EPERM, EROFS, EXDEV, EFBIG) and isinstance(path, str):
-            path = os.path.abspath(path)
-            readable = not os.path.exists(path) or os.access(path, os.R_OK)
-            if readable and not path.startswith(told["scratch"] + os.sep):
-                return f"tried to write to '{_short(path)}' outside its scratch folder: refused"
+        if one.errno not in (EACCES, EPERM, EROFS, EXDEV):
+            continue
+        for path in (one.filename2, one.filename):
+            outside = isinstance(path, str) and not os.path.abspath(path).startswith(told["scratch"] + os.sep)
+            if outside and (not os.path.exists(path) or os.access(path, os.R_OK)):
+                if path.startswith("/proc/"):
+                    return "tried to look into another process: refused"
+                return f"tried to write to '{_short(os.path.abspath(path))}' outside its scratch folder: refused"
     return ""
+
+
+def _memory(told: dict[str, Any]) -> str:
+    return f"asked for more memory than the {told['memory'] / 2**30:g} GB that it may use (--scheme-memory)"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

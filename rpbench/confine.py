@@ -60,6 +60,8 @@ def confine(scratch: Path, devices: Iterable[str] = ()) -> Protection:
     _lower(resource.RLIMIT_FSIZE, 2**30)
     if not sys.platform.startswith("linux"):
         return expected()
+    if len(os.listdir("/proc/self/task")) > 1:
+        lacks.append((WRITES, "other threads were running"))
     _no_new_privileges()
     _drop_capabilities()
     for what, steps in (((WRITES,), _landlock), ((NETWORK, PROCESSES), _seccomp)):

@@ -132,9 +132,12 @@ def _shape(process: Process, table: LayerTable, density: float, args: dict[str, 
     asked = {"call": "shape", "table": wire.table_out(table), "density": density, "args": wire.args_out(args)}
     answer, _ = process.call(asked, b"", 2**16 + 1024 * len(table), 0)
     rows = answer.get("densities")
-    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 2 for r in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in rows
+    ):
         process.refuse("no densities")
-    return {_plain(name): _density(value) for name, value in rows}
+    names = set(table.names)
+    return {(name if name in names else _plain(name)): _density(value) for name, value in rows}
 
 
 def _density(value: Any) -> Any:
@@ -236,6 +239,7 @@ class Process:
         self._over = ""  # what is said where the deadline passes
         self._said = b""
         self._lines = 0
+        self._printing = True  # or it has closed its stderr
 
     def call(
         self, asked: Head, blob: bytes, most_text: int, most_bytes: int, serve: Serve | None = None, cuda: bool = False
@@ -308,7 +312,7 @@ class Process:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-        self._said, self._lines = b"", 0
+        self._said, self._lines, self._printing = b"", 0, True
         self._deadline, self._over = time.monotonic() + START, f"did not start within {START:g} s"
         told: Head = {
             "scratch": self._scratch,
@@ -376,7 +380,7 @@ class Process:
         heard = self._process.stderr.fileno()
         poll = select.poll()
         poll.register(pipe, event)
-        if self._lines <= PRINTED:
+        if self._printing:
             poll.register(heard, select.POLLIN)
         while True:
             left = self._deadline - time.monotonic()
@@ -389,33 +393,39 @@ class Process:
                 return
 
     def _pass_on(self) -> bool:
-        """Pass on what the file has printed since, to stderr, by whole lines; False when there will be no more."""
+        """Pass on what the file has printed since, to stderr, by whole lines; False when there will be no more.
+
+        Past a number of lines it is read and not shown: a process that cannot print stands still.
+        """
         assert self._process is not None
         assert self._process.stderr is not None
         try:
             part = os.read(self._process.stderr.fileno(), 2**16)
         except BlockingIOError:
             return True
+        self._printing = bool(part)
         *lines, self._said = (self._said + part).split(b"\n")
         if not part or len(self._said) > 2**12:
             lines, self._said = [*lines, self._said], b""
-        for line in lines:
+        for line in filter(None, lines):
             self._lines += 1
-            if self._lines <= PRINTED and line:
-                print(f"{self.outline.path.name}: {_printable(line.decode(errors='replace'))}", file=sys.stderr)
-            elif self._lines == PRINTED + 1:
-                print(f"{self.outline.path.name}: more than {PRINTED} lines: not shown", file=sys.stderr)
-        return bool(part) and self._lines <= PRINTED
+            text = _printable(line.decode(errors="replace")) if self._lines <= PRINTED else "prints more: not shown"
+            if self._lines <= PRINTED + 1:
+                print(f"{self.outline.path.name}: {text}", file=sys.stderr)
+        return self._printing
 
     def _died(self) -> NoReturn:
         """Say how it ended."""
         assert self._process is not None
-        while self._lines <= PRINTED and self._pass_on() and self._process.poll() is None:
+        until = time.monotonic() + 5
+        while self._process.poll() is None and time.monotonic() < until:
+            self._pass_on()
             time.sleep(0.01)
-        try:
-            code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            raise SchemeError(f"{self.who}: its process has hung up") from None
+        while self._printing and self._pass_on() and time.monotonic() < until:
+            pass
+        code = self._process.poll()
+        if code is None:
+            raise SchemeError(f"{self.who}: its process has hung up")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise SchemeError(f"{self.who}: its process died ({how})")
 
@@ -436,7 +446,7 @@ def _raised(told: Any, who: str) -> RpbenchError:
     """The error that a process tells of; anything else than one is refused."""
     if isinstance(told, dict) and isinstance(text := told.get("text"), str):
         bounds: list[Any] = [told.get(key) for key in ("density", "least", "most")]
-        if told.get("class") == "InfeasibleBudget" and all(isinstance(b, int | float) and 0 <= b <= 1 for b in bounds):
+        if told.get("class") == "InfeasibleBudget" and all(isinstance(b, int | float) and 0 <= b <= 2 for b in bounds):
             density, least, most = map(float, bounds)
             return InfeasibleBudget(density, least, most, _plain(told.get("why", "")))
         if told.get("class") in ("UsageError", "ScoreError", "SchemeError"):

@@ -85,11 +85,12 @@ def read_file(path: Path, word: Word, name: str = "", module: str = "") -> Outli
     if not path.is_file():
         raise UsageError(f"{word} file '{path}' does not exist")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise UsageError(f"{word} file '{path}' cannot be read: {error.strerror}") from None
     if len(content) > LARGEST:
-        raise UsageError(f"{word} file '{path}' has {len(content):,} bytes: at most {LARGEST:,} are read")
+        raise UsageError(f"{word} file '{path}' is longer than the {LARGEST:,} bytes that are read")
     source = _Source(path, word, _parsed(path, word, content))
     return source.outline(name, hashlib.sha256(content).hexdigest(), module)
 

@@ -147,13 +147,12 @@ def test_a_process_that_dies_takes_one_cell_with_it(tmp_path: Path) -> None:
     """Also one with processes of its own, as those that decode images, which outlive it and hold its pipe."""
     deadly = tmp_path / "deadly.py"
     deadly.write_text(
-        "import os, signal, time\nfrom multiprocessing import get_context\nfrom rpbench import shape_scheme\n\n"
-        '@shape_scheme\ndef deadly(table, density):\n    """Dies. https://example.org"""\n'
+        "import os, signal, time\nfrom multiprocessing import get_context\n\n\ndef make():\n"
         '    get_context("fork").Process(target=time.sleep, args=(60,)).start()\n'
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     start = time.monotonic()
-    cells = [asked(0, scheme=str(deadly)), asked(1), asked(2)]
+    cells = [asked(0, model=f"{deadly}:make"), asked(1), asked(2)]
     ends = run_processes(cells, Wish(store=tmp_path / "runs"), Team(1), Notes())
     assert (ends[0].outcome, ends[0].refused) == (None, "its process died (SIGKILL)")
     assert [end.outcome.record.status for end in ends[1:] if end.outcome] == ["ok", "ok"]

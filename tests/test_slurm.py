@@ -263,13 +263,12 @@ def test_a_job_that_is_near_its_time_limit_is_requeued(tmp_path: Path) -> None:
 def test_a_job_that_dies_is_told_with_the_place_of_its_log(tmp_path: Path) -> None:
     deadly = tmp_path / "deadly.py"
     deadly.write_text(
-        "import os, signal, sys\nfrom rpbench import shape_scheme\n\n"
-        '@shape_scheme\ndef deadly(table, density):\n    """Dies. https://example.org"""\n'
+        "import os, signal, sys\n\n\ndef make():\n"
         '    print("so this is the end", file=sys.stderr, flush=True)\n    for who in (os.getppid(), os.getpid()):\n'
         "        os.kill(who, signal.SIGKILL)\n"
     )
     store = tmp_path / "runs"
-    ends = run_slurm([asked(0, scheme=str(deadly)), asked(1)], Wish(store=store), options(), Notes())
+    ends = run_slurm([asked(0, model=f"{deadly}:make"), asked(1)], Wish(store=store), options(), Notes())
     assert ends[0].refused.startswith(f"SLURM job {number(store)}_0 ended without a result: so this is the end (")
     assert Path(ends[0].refused.rpartition("(")[2][:-1]).is_file()
     assert ends[1].word.startswith("top-1")

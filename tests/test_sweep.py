@@ -108,7 +108,7 @@ def test_a_cell_that_fails_takes_no_other_with_it_and_is_retried_when_asked(tmp_
     assert "its process died (SIGKILL)" in done.stderr
     assert "tiny-board: 1 of 2 cells have a result" in done.stdout
     (tmp_path / "bad").unlink()
-    done = sweep(board, store, "--scheme", str(crash), "--scheme", "dense")
+    done = sweep(board, store, "--scheme", str(crash), "--scheme", "dense", "--retry")
     assert done.returncode == 0, done.stderr
     assert "2 of 2" in done.stdout
 

@@ -14,10 +14,13 @@ from rpbench.cli.shared import (
     data_options,
     format_option,
     import_torch,
+    isolation_limits,
+    isolation_options,
     scheme_options,
     settings_option,
     store_option,
     task_options,
+    tell_protection,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1), help="At most N training images: off protocol.")
 @click.option("--limit-test", type=click.IntRange(1), help="At most N images of every evaluated set: off protocol.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Accumulate to the batch in pieces of N (short of memory).")
+@isolation_options
 @click.option("--slots", type=click.IntRange(1), help="Cells at once, of several.  [default: one a core, 4 on a GPU]")
 @click.option(
     "--engine",
@@ -66,6 +70,8 @@ def run(**given: Any) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if first:
         click.echo(_announcement(cells), err=True)
+        tell_protection(any(cell.scheme.outline or cell.sampler.outline for cell in cells))
+    limits = isolation_limits(given)
     import_torch()
 
     from rpbench.data.sources import Roots
@@ -81,6 +87,7 @@ def run(**given: Any) -> None:
         track_flow=given["track"] is not None,
         workers=given["workers"],
         engine=given["engine"],
+        scheme_limits=limits,
     )
     if len(cells) > 1:
         _run_several(cells, asked, wish, given["slots"], given["form"])
@@ -160,6 +167,7 @@ def _run_several(cells: list[Cell], asked: list[dict[str, Any]], wish: Any, slot
 @click.option("--limit", type=click.IntRange(1), help="At most N training images.")
 @data_options
 @settings_option
+@isolation_options
 @format_option("table", "json")
 def plan(**given: Any) -> None:
     """Show what a scheme would keep of every layer, before any training.
@@ -175,10 +183,12 @@ def plan(**given: Any) -> None:
         overrides=given["settings"],
         **{key: given[key] for key in (*same, "limit", "micro_batch")},
     )
+    limits = isolation_limits(given)
+    tell_protection(cell.scheme.outline is not None)
     import_torch()
     from rpbench.cell_plan import plan_cell
 
-    found, notes = plan_cell(cell, given["data"], given["workers"])
+    found, notes = plan_cell(cell, given["data"], given["workers"], limits)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if given["form"] == "json":

@@ -7,9 +7,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rpbench.isolated import Limits
 
 Command = Callable[..., Any]
 
@@ -81,6 +84,39 @@ def data_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def isolation_options(command: Command) -> Command:
+    """What one call of a scheme or sampler that is not rpbench's own may take; read by `isolation_limits`."""
+    for option in reversed(
+        [
+            click.option(
+                "--scheme-seconds", type=float, default=600.0, show_default=True,
+                help="Time that a scheme or sampler of one's own may take.",
+            ),
+            click.option(
+                "--scheme-memory", type=float, default=8.0, show_default=True, metavar="GB",
+                help="Memory that a scheme or sampler of one's own may take.",
+            ),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def isolation_limits(given: dict[str, Any]) -> Limits:
+    from rpbench.isolated import Limits
+
+    return Limits(given["scheme_seconds"], given["scheme_memory"])
+
+
+def tell_protection(isolated: bool) -> None:
+    """Where somebody's own function will be called: what it could do on this machine that it must not."""
+    from rpbench import confine
+    from rpbench.isolated import switched_off
+
+    if isolated and not switched_off() and (words := confine.expected().words):
+        click.echo(words, err=True)
 
 
 def settings_option(command: Command) -> Command:

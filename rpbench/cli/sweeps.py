@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rpbench.cli.shared import Command, data_options, format_option, import_torch, store_option
+from rpbench.cli.shared import (
+    Command,
+    data_options,
+    format_option,
+    import_torch,
+    isolation_limits,
+    isolation_options,
+    store_option,
+    tell_protection,
+)
 
 if TYPE_CHECKING:
     from rpbench.board import Plan
@@ -64,6 +73,7 @@ def slurm_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Only say what would be run, and how long it may take.")
 @data_options
 @store_option
+@isolation_options
 @click.option("--engine", type=click.Choice(["auto", "eager", "graph"]), default="auto", show_default=True)
 @format_option("table", "json")
 def sweep(**given: Any) -> None:
@@ -191,6 +201,8 @@ def _announcement(at: Survey, todo: list[At], expected: Any, slots: int) -> str:
 
 def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, Any]) -> bool:
     """Run cells; whether one had no result. Outdated ones start over: their record is there."""
+    limits = isolation_limits(given)
+    tell_protection(any(one.wanted.who.source or one.wanted.who.sampler_source for one in todo))
     import_torch()
     from dataclasses import replace
 
@@ -205,6 +217,7 @@ def _run(plan: Plan, at: Survey, todo: list[At], store: Path, given: dict[str, A
         track_flow=plan.board.track == "gradient-flow",
         workers=given["workers"],
         engine=given["engine"],
+        scheme_limits=limits,
         note_failures=True,
     )
     for name in dict.fromkeys(one.wanted.context.task for one in todo):  # said once, not by every cell
