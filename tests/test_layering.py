@@ -13,8 +13,17 @@ PACKAGE = ROOT / "rpbench"
 # From the top down: a module imports from the rows below its own, and from its own.
 LAYERS = [
     ["cli", "__main__"],
-    ["cli.cells", "cli.shelf", "cli.bench", "cli.boards", "cli.sweeps", "cli.claims", "cli.starting", "cli.submitting",
-     "cli.verifying"],
+    [
+        "cli.cells",
+        "cli.shelf",
+        "cli.bench",
+        "cli.boards",
+        "cli.sweeps",
+        "cli.claims",
+        "cli.starting",
+        "cli.submitting",
+        "cli.verifying",
+    ],
     ["cli.shared"],
     ["trial"],
     ["show", "shelves", "scoring", "cell_plan", "starting"],

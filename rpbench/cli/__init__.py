@@ -36,17 +36,19 @@ def main() -> None:
     rpbench run --scheme erk --scheme dense    several cells, several at once
     rpbench sweep digits                       every cell of a board
     rpbench report digits                      who is above whom, and is it real
-    rpbench submit ./mine.py --board digits    a row as a bundle that anybody can check
     rpbench plan --model resnet20              what a scheme would keep of a net
     rpbench new scheme mine                    the first ten lines of a scheme of your own
     rpbench try ./mine.py                      its contract, and a first comparison
+    rpbench submit ./mine.py --board digits    its row as a bundle that anybody can check
+    rpbench verify mine.zip                    whether a bundle's numbers follow
     rpbench list schemes                       what there is
     rpbench bench engine                       how fast this machine trains
     """
 
 
 COMMANDS = (
-    run, sweep, status, report, compare, claims, submit, verify, publish, plan, new, try_, score, list_, show, data, bench,
+    run, sweep, status, report, compare, claims, new, try_, submit, verify, publish, plan, score, list_, show, data,
+    bench,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)
