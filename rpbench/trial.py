@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from rpbench.contract import Examination
 from rpbench.record import RunRecord
+from rpbench.sampler import Sampler
 from rpbench.scheme import Scheme
 from rpbench.show import metric_rows
 from rpbench.store import default_store
@@ -40,6 +41,7 @@ class Trial:
     epochs: int
     seeds: int
     quick: bool
+    under: str = ""  # the scheme that a sampler draws for
 
     @property
     def asked(self) -> list[dict[str, Any]]:
@@ -51,7 +53,8 @@ class Trial:
         """What this is, and that it is no more than that."""
         of = f" of {load_task(TASK).recipe.epochs} (off protocol)" if self.quick else ""
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return f"{TASK}, {self.epochs} epochs{of}, density {DENSITY:g}, {seeds}: a smoke test, not a result"
+        what = f"{TASK}, {self.under}" if self.under else TASK
+        return f"{what}, density {DENSITY:g}, {self.epochs} epochs{of}, {seeds}: a smoke test, not a result"
 
 
 def trial(exam: Examination, given: str, seeds: int, quick: bool) -> Trial:
@@ -64,16 +67,20 @@ def trial(exam: Examination, given: str, seeds: int, quick: bool) -> Trial:
         cell = {"task": TASK, "scheme": scheme, "sampler": sampler, "density": density or DENSITY}
         cells = tuple(cell | {"seed": seed, "overrides": overrides} for seed in range(seeds))
         columns.append(Column(label, cells))
-    return Trial(tuple(columns), epochs, seeds, quick)
+    return Trial(tuple(columns), epochs, seeds, quick, "" if isinstance(exam.thing, Scheme) else _under(exam.thing))
 
 
 def _pairs(exam: Examination, given: str) -> list[tuple[str, str, str]]:
     """(label, scheme, sampler) of every column."""
     if isinstance(exam.thing, Scheme):
         return [(exam.label, given, DRAWN), *((name, name, DRAWN) for name in RIVALS if name != exam.label)]
-    under = SCORED if exam.thing.scored else UNDER
+    under = _under(exam.thing)
     rivals = [] if exam.label == DRAWN else [(DRAWN, under, DRAWN)]
     return [(exam.label, under, given), *rivals]
+
+
+def _under(sampler: Sampler) -> str:
+    return SCORED if sampler.scored else UNDER
 
 
 def table(trial: Trial, records: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -116,7 +123,7 @@ def next_commands(exam: Examination, given: str, store: Path | None) -> list[str
     if isinstance(exam.thing, Scheme):
         label, under, row, more = exam.label, UNDER, mine, ""
     else:
-        under = SCORED if exam.thing.scored else UNDER
+        under = _under(exam.thing)
         label, row, more = f"{under} + {exam.label}", f"{under} --sampler {mine}", f" --scheme {under}"
     return [
         f"rpbench sweep {TASK} --{exam.kind} {mine}{more}{kept}",

@@ -122,7 +122,7 @@ def test_try_compares_with_known_schemes(here: Path, invoke: Invoke, no_training
     done = invoke("try", "./mine.py:power=0.7", "--seeds", "2")
     assert done.exit_code == 0, done.stderr
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "--store" not in line)
-    assert "digits, 30 epochs, density 0.1, 2 seeds: a smoke test, not a result" in done.stdout
+    assert "digits, density 0.1, 30 epochs, 2 seeds: a smoke test, not a result" in done.stdout
     head = next(line for line in done.stdout.splitlines() if "uniform" in line)
     assert head.split() == ["mine:power=0.7", "uniform", "erk"]
     for row in ("top-1  ", "top-1, each seed", "ECE", "ROC-AUC photos", "top-1 under fgsm-8", "weights kept", "MACs"):
@@ -166,7 +166,7 @@ def test_try_as_json(here: Path, invoke: Invoke, no_training: list[dict[str, Any
     told = json.loads(invoke("try", "./mine.py", "--quick", "--format", "json").stdout)
     assert (
         told["comparison"]["what"]
-        == "digits, 5 epochs of 30 (off protocol), density 0.1, 1 seed: a smoke test, not a result"
+        == "digits, density 0.1, 5 epochs of 30 (off protocol), 1 seed: a smoke test, not a result"
     )
     assert {cell["overrides"] for cell in no_training} == {("recipe.epochs=5",)}
     assert [cell["label"] for cell in told["comparison"]["cells"]] == ["mine", "uniform", "erk"]
@@ -215,14 +215,16 @@ def test_try_of_what_is_not_there(mine: str, says: str, here: Path, invoke: Invo
 
 def test_names_on_the_shelf_and_samplers_are_tried_too(here: Path) -> None:
     """A scheme is not its own rival; a sampler draws for one scheme beside `exact`; `dense` has its own density."""
-    invoke_new = {name: trial(examine(name), name, 1, False) for name in ("erk", "dense", "bernoulli", "scored")}
-    pairs = {n: [(c["scheme"], c["sampler"], c["density"]) for c in t.asked] for n, t in invoke_new.items()}
+    tried = {name: trial(examine(name), name, 1, False) for name in ("erk", "dense", "bernoulli", "scored")}
+    pairs = {n: [(c["scheme"], c["sampler"], c["density"]) for c in t.asked] for n, t in tried.items()}
     assert pairs == {
         "erk": [("erk", "exact", 0.1), ("uniform", "exact", 0.1)],
         "dense": [("dense", "exact", 1.0), ("uniform", "exact", 0.1), ("erk", "exact", 0.1)],
         "bernoulli": [("erk", "bernoulli", 0.1), ("erk", "exact", 0.1)],
         "scored": [("snip", "scored", 0.1), ("snip", "exact", 0.1)],
     }
+    assert tried["erk"].words == "digits, density 0.1, 30 epochs, 1 seed: a smoke test, not a result"
+    assert tried["scored"].words.startswith("digits, snip, density 0.1")
     assert next_commands(examine("scored"), "scored", Path("kept")) == [
         "rpbench sweep digits --sampler scored --scheme snip --store kept",
         "rpbench compare 'snip + scored' snip --leaderboard --store kept",

@@ -158,7 +158,7 @@ def _compared(exam: Examination, given: dict[str, Any]) -> tuple[dict[str, Any],
     with ExitStack() as stack:
         store = given["store"] or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rpbench-try-")))
         if not as_json:
-            click.echo(f"\n{what.words}", nl=True)
+            click.echo("\n" + textwrap.fill(what.words, WIDTH))
         ends = _trained(what, store, given["slots"])
     records: dict[str, list[RunRecord]] = {column.label: [] for column in what.columns}
     refused = []
