@@ -88,6 +88,10 @@ def refuses(table: Any, density: float) -> Any:
     return even(table, density)
 
 
+def hopeless(table: Any, density: float) -> Any:
+    raise InfeasibleBudget(density, 1.0)
+
+
 def empty_promise(table: Any, density: float) -> Any:
     if density < 0.05:
         raise InfeasibleBudget(density, 0.04)
@@ -131,6 +135,7 @@ BROKEN: list[tuple[Callable[..., Any], str, str]] = [
     (counting, "repeatable", "another answer the second time"),
     (by_name, "names", "weights, and"),
     (sorted_names, "names", "weights, and"),
+    (hopeless, "answers", "it refuses every density on every net"),
     (refuses, "infeasible", "refused, though 0.001 lies in [0.001, 1], which it says works"),
     (empty_promise, "infeasible", "it says that density 0.04 works"),
     (extra, "options", "'power' cannot be set by name: put a * before it, as in mine(table, density, *, options)"),

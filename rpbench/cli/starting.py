@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rpbench.cli.shared import format_option, import_torch
+from rpbench.cli.shared import format_option, import_torch, isolation_limits, isolation_options
 
 if TYPE_CHECKING:
     from rpbench.contract import Examination, Example
+    from rpbench.isolated import Limits
     from rpbench.record import RunRecord
     from rpbench.trial import Trial
     from rpbench.verdict import Verdict
@@ -53,6 +54,7 @@ def new(kind: Any, name: str, folder: Path, score: bool) -> None:
 @click.option("--seeds", type=click.IntRange(1, 20), default=1, show_default=True, help="Trainings of each.")
 @click.option("--slots", type=click.IntRange(1), help="Trainings at once.  [default: one a core, or 4 a GPU]")
 @click.option("--store", type=click.Path(path_type=Path), help="Keep the records here.  [default: thrown away]")
+@isolation_options
 @format_option("table", "json")
 def try_(**given: Any) -> None:
     """Check a scheme or sampler of one's own, then train it beside known ones.
@@ -71,7 +73,7 @@ def try_(**given: Any) -> None:
     from rpbench.verdict import failed
 
     as_json = given["form"] == "json"
-    with examining(given["mine"]) as exam:
+    with examining(given["mine"], limits=_call_limits(given)) as exam:
         if not as_json:
             click.echo(_head(exam))
         found = _checked(exam, quiet=as_json)
@@ -89,6 +91,15 @@ def try_(**given: Any) -> None:
         click.echo(json.dumps(told, indent=1))
     if bad:
         raise SystemExit(1)
+
+
+def _call_limits(given: dict[str, Any]) -> Limits:
+    """What a call on the contract's small nets may take: less than in training, unless it is told."""
+    from rpbench.contract import CALL
+
+    source = click.get_current_context().get_parameter_source("scheme_seconds")
+    told = source == click.core.ParameterSource.COMMANDLINE
+    return isolation_limits(given if told else given | {"scheme_seconds": CALL})
 
 
 def _head(exam: Examination) -> str:
@@ -139,7 +150,9 @@ def _after(found: list[Verdict], wrong: list[Verdict], shown: Example | None) ->
 
     from rpbench.report.words import counted, plain
 
-    lines = [f"{counted(len(wrong), 'check')} of {len(found)} failed" if wrong else f"all {len(found)} checks passed"]
+    skipped = sum(v.state == "skipped" for v in found)
+    passed = f"all {len(found)}" if not skipped else f"{len(found) - skipped} of {len(found)}"
+    lines = [f"{counted(len(wrong), 'check')} of {len(found)} failed" if wrong else f"{passed} checks passed"]
     if shown:
         rows = [[plain(cell)[:40] for cell in row] for row in shown.rows]
         cut = [*rows[:8], ["...", "", "", ""], *rows[-3:]] if len(rows) > 12 else rows
@@ -159,7 +172,7 @@ def _compared(exam: Examination, given: dict[str, Any]) -> tuple[dict[str, Any],
         store = given["store"] or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rpbench-try-")))
         if not as_json:
             click.echo("\n" + textwrap.fill(what.words, WIDTH))
-        ends = _trained(what, store, given["slots"])
+        ends = _trained(what, store, given)
     records: dict[str, list[RunRecord]] = {column.label: [] for column in what.columns}
     refused = []
     for end, label in zip(ends, [c.label for _ in range(what.seeds) for c in what.columns], strict=True):
@@ -178,7 +191,7 @@ def _compared(exam: Examination, given: dict[str, Any]) -> tuple[dict[str, Any],
     return {"what": what.words, "cells": cells, "refused": refused}, ok
 
 
-def _trained(what: Trial, store: Path, slots: int | None) -> list[Any]:
+def _trained(what: Trial, store: Path, given: dict[str, Any]) -> list[Any]:
     from rpbench.pack import run_packed
     from rpbench.progress import Several
     from rpbench.run import Wish
@@ -186,6 +199,7 @@ def _trained(what: Trial, store: Path, slots: int | None) -> list[Any]:
     names = [f"{column.label} s{i}" for i in range(what.seeds) for column in what.columns]
     watch = Several(names, shown=sys.stderr.isatty())
     try:
-        return run_packed(what.asked, Wish(store=store, note_failures=True), slots, watch)
+        wish = Wish(store=store, scheme_limits=isolation_limits(given), note_failures=True)
+        return run_packed(what.asked, wish, given["slots"], watch)
     finally:
         watch.close()

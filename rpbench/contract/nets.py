@@ -45,7 +45,7 @@ def _tables(name: str) -> LayerTable:
     import torch
 
     net = NETS[name]
-    with torch.random.fork_rng(), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return layer_table(net.make(), net.shape)
 
 
@@ -60,8 +60,8 @@ def weighted(name: str, renamed: bool = False) -> nn.Module:
         assert isinstance(inner, nn.Sequential)
         n = len(inner)
         return nn.Sequential(OrderedDict((f"x{n - i:03d}", module) for i, module in enumerate(inner)))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         return NETS[name].make()
 
 

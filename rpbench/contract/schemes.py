@@ -161,6 +161,8 @@ def _answers(s: Subject) -> Iterable[Case]:
     for answer in s.first():
         wrong = answer.error is not None and not answer.infeasible
         yield Case(answer.where, str(answer.error) if wrong else "")
+    if all(answer.infeasible for answer in s.first()):
+        yield Case("", "it refuses every density on every net")
 
 
 def _densities(s: Subject) -> Iterable[Case]:
