@@ -195,7 +195,8 @@ def _allow(rules: int, path: str, access: int) -> None:
 
 def gpu_devices() -> tuple[str, ...]:
     """The files through which CUDA reaches its devices."""
-    return tuple(path for path in glob.glob("/dev/nvidia*") if not os.path.isdir(path))
+    found = [*glob.glob("/dev/nvidia*"), *glob.glob("/dev/nvidia-caps/*")]
+    return tuple(path for path in found if not os.path.isdir(path))
 
 
 # --- seccomp: what may be asked of the kernel ------------------------------------------------------------------------

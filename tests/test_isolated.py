@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 
 from rpbench import confine, isolated, wire
 from rpbench.catalog import find_sampler, find_scheme, isolated_scheme, names, outline
@@ -319,8 +320,8 @@ def test_score_schemes_that_lie_and_that_break(
             planned(theirs, what="die")
         planned(theirs, what="calls")  # and a new one after its death
         assert capfd.readouterr().err == "mine.py: 1\n"
-    with pytest.raises(UsageError, match="this scheme looks at labelled batches"):
-        plan_table(table, found, 0.1, Probe(net, table, 0.1), bind("mine", found.function, {"batches": 1}))
+        with pytest.raises(UsageError, match="this scheme looks at labelled batches"):
+            plan_table(table, theirs, 0.1, Probe(net, table, 0.1), bind("mine", own.function, {"batches": 1}))
 
 
 NET = """from torch import nn
@@ -406,6 +407,30 @@ def test_isolation_can_be_switched_off_to_debug_ones_own(
     monkeypatch.setenv("RPBENCH_ISOLATION", "on")
     with pytest.raises(UsageError, match="RPBENCH_ISOLATION is 'on': it may be off, or not set"):
         plan_table(table, found, 0.2, None, {})
+
+
+def test_what_runs_is_the_file_that_was_read(tmp_path: Path, table: LayerTable) -> None:
+    """Also where an older one was compiled, with the same length and time of change."""
+    import py_compile
+
+    found = mine(tmp_path, "return {}" + " " * 42)
+    py_compile.compile(str(tmp_path / "mine.py"))
+    before = (tmp_path / "mine.py").stat()
+    honest = mine(tmp_path, HONEST.strip() + " " * (51 - len(HONEST.strip())))
+    os.utime(tmp_path / "mine.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (tmp_path / "mine.py").stat().st_size == before.st_size
+    assert plan_table(table, honest, 0.2, None, {}).kept == 15_414
+    with pytest.raises(UsageError, match="mine.py' has changed since it was read: ask again"):
+        plan_table(table, found, 0.2, None, {})
+
+
+def test_limits_of_the_command_line(tmp_path: Path, invoke: Callable[..., Result]) -> None:
+    mine(tmp_path, "while True: pass")
+    done = invoke("plan", "--scheme", str(tmp_path / "mine.py"), "--scheme-seconds", "0.5")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == "Error: scheme 'mine' took more than 0.5 s: ended (--scheme-seconds)"
+    done = invoke("run", "--scheme", str(tmp_path / "mine.py"), "--scheme-memory", "0")
+    assert done.stderr.splitlines()[-1] == "Error: --scheme-memory 0: give a number of GB above 0"
 
 
 def test_what_a_platform_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
