@@ -501,13 +501,21 @@ def write_folder(place: Path, parts: Mapping[str, bytes | Path]) -> int:
 
 
 def _own_files(root: Path) -> dict[str, int]:
-    """Files of a bundle that are in a folder, temporary ones removed; a BundleError where there is anything else."""
-    for path in root.rglob(".*.tmp"):
-        path.unlink()
+    """Files of a bundle that are in a folder; a BundleError where there is anything else. What an interrupted write
+    has left is removed."""
+    found, left = {}, []
     try:
-        return dict(_folder(root).sizes)
+        for name, told in _walk(root, ""):
+            if re.fullmatch(r"\.[^/]+\.tmp", name.rpartition("/")[2]):
+                left.append(root / name)
+            else:
+                _check_path(name, folder=False)
+                found[name] = told.st_size
     except BundleError as error:
-        raise BundleError("foreign", f"'{root}' holds something else: {error}: give another --out") from None
+        raise BundleError("foreign", f"'{root}' holds something else: {error}") from None
+    for path in left:
+        path.unlink()
+    return found
 
 
 def write_zip(place: Path, parts: Mapping[str, bytes | Path]) -> None:
@@ -515,7 +523,11 @@ def write_zip(place: Path, parts: Mapping[str, bytes | Path]) -> None:
     import tempfile
     import zipfile
 
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
+    prefix = f".{place.name}."
+    for left in place.parent.iterdir():  # by an interrupted write
+        if left.name.startswith(prefix) and left.name.endswith(".tmp"):
+            left.unlink()
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=prefix, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

@@ -6,7 +6,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ def _is_whole(place: Path) -> bool:
 
 def make(row: Row, card: Mapping[str, str], sheet: Sheet, place: Path) -> Made:
     """The files of a bundle of a row that nothing stands against. The same row, card and table give the same bytes."""
-    whole = Card.model_validate(with_defaults(card, row.told))
+    whole = Card.model_validate(with_defaults(card, row.said))
     parts: dict[str, bytes | Path] = {}
     if row.source is not None:
         parts[f"source/{row.source.path.name}"] = row.source.content
@@ -156,7 +156,8 @@ def scored_sheet(row: Row) -> Sheet:
     found = beside(Found([e for e in row.entries if e.place in mine]), published)
     if not any(e.scheme == plan.board.reference for e in found.entries):
         found.entries += [e for e in row.entries if e.scheme == plan.board.reference]
-    return score(plan, select(plan, found.entries))
+    chosen = select(plan, found.entries)
+    return score(plan, replace(chosen, labels={**chosen.labels, row.who: row.label}))
 
 
 def readme(row: Row, card: Card, sheet: Sheet, place: Path) -> str:

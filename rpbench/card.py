@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from rpbench.bundle import Card
 from rpbench.errors import UnknownName, UsageError
-from rpbench.source import Told
 
 KEYS = tuple(Card.model_fields)
 REQUIRED = tuple(name for name, field in Card.model_fields.items() if field.is_required() and name != "date")
+
+
+class Said(NamedTuple):
+    """What the docstring of a scheme or sampler says: its name, its first sentence, the address of its source."""
+
+    name: str
+    summary: str
+    url: str
 
 
 def read_card(path: Path) -> dict[str, str]:
@@ -35,24 +44,28 @@ def read_card(path: Path) -> dict[str, str]:
     return card
 
 
-def with_defaults(card: Mapping[str, str], told: Told | None) -> dict[str, str]:
+def with_defaults(card: Mapping[str, str], said: Said) -> dict[str, str]:
     """A card with what the docstring says where nothing was given: its sentence as claim, its address as source."""
-    said = {"name": told.name, "source": told.url, "claim": told.summary} if told else {}
-    return {key: value for key, value in (said | dict(card)).items() if value.strip()}
+    full = {"name": said.name, "source": said.url, "claim": said.summary} | dict(card)
+    return {key: value for key, value in full.items() if value.strip()}
 
 
-def card_faults(card: Mapping[str, str], told: Told | None, own: bool) -> list[str]:
-    """What a card lacks or cannot say, and whether the docstring of a file of one's own names its source; all of it."""
-    full = with_defaults(card, told)
+def card_faults(card: Mapping[str, str], said: Said) -> list[str]:
+    """What a card lacks or cannot say, and whether the docstring names its source; all of it."""
+    full = with_defaults(card, said)
     found = []
     if missing := [name for name in REQUIRED if name not in full]:
         words = " ".join(f"--{name} ..." for name in missing)
         found.append(f"the card lacks {', '.join(missing)}: {words}, or --card FILE")
-    if own and told is not None and not told.url:
-        found.append(f"the docstring of '{told.name}' has no address of its source: write one into it, as https://...")
+    if not said.url:
+        found.append(f"the docstring of '{said.name}' has no address of its source: write one into it, as https://...")
     try:
         Card.model_validate({"date": "2000-01-01"} | full)
     except ValidationError as error:
         wrong = [fault for fault in error.errors() if fault["type"] != "missing"]
         found += [f"the card's {fault['loc'][0]}: {str(fault['msg']).lower()}" for fault in wrong]
+    if full["name"] != said.name:
+        found.append(f"the card's name is '{full['name']}', the function is '{said.name}': a row has that name")
+    if "source" in full and not re.match(r"https?://[^\s/]+", full["source"]):
+        found.append(f"the card's source is '{full['source']}': it must be an address, as https://...")
     return found

@@ -10,26 +10,34 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rpbench import options
 from rpbench.board import Choice, Context, Plan, Who, board_names, expand, load_board
 from rpbench.bundle import Evidence, allowed, store_evidence
-from rpbench.card import card_faults
-from rpbench.catalog import find_sampler, find_scheme, is_shelved_sampler, is_shelved_scheme, outline
+from rpbench.card import Said, card_faults
+from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, isolated_sampler, isolated_scheme, outline
 from rpbench.cell import ask
+from rpbench.contract import verdicts
+from rpbench.contract.samplers import sampler_list
+from rpbench.contract.schemes import scheme_list
 from rpbench.entries import Entry, read_store
 from rpbench.errors import BundleError, UsageError
 from rpbench.heartbeat import signs
+from rpbench.isolated import Limits, session
+from rpbench.outline import Word
+from rpbench.report.words import counted
 from rpbench.rules import RULES, rule_of
+from rpbench.sampler import Sampler
+from rpbench.scheme import Scheme
 from rpbench.selection import Selection, select
-from rpbench.source import Told, read_source, source_hash
+from rpbench.source import source_faults
 from rpbench.sweep import At, survey
 from rpbench.task import load_attack, load_set
-from rpbench.verdict import Verdict
+from rpbench.verdict import Verdict, failed
 
-Kind = Literal["scheme", "sampler"]
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]
+STANDARD = "exact"  # the sampler that boards have
 FEW = 3  # cells that a line names
 
 
@@ -52,16 +60,17 @@ class Wish:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a board, as a store has it. `source` is the file of one's own (scheme or sampler) and what it says,
-    None where both are on the shelf; `also` are records of the row that its board does not ask for."""
+    """One row of a board, as a store has it. `source` is the file of one's own (scheme or sampler), None where both
+    are on the shelf, and `said` its docstring; `entries` are the row's records and those of the board's reference,
+    `also` how many of the row its board does not ask for."""
 
     wish: Wish
     plan: Plan
     who: Who
     label: str
-    kind: Kind
+    kind: Word
     source: Source | None
-    told: Told | None
+    said: Said
     scored: bool
     cells: tuple[At, ...]
     entries: tuple[Entry, ...]
@@ -98,7 +107,7 @@ def find_row(wish: Wish) -> Row:
     Raises UsageError for unknown names, and where the wish is for no row of the board or for more than one.
     """
     board = load_board(wish.board)
-    source, told, kind = _source_of(wish)
+    source, said, kind = _source_of(wish)
     plan = expand(board, Choice(schemes=(wish.scheme,), samplers=(wish.sampler,) if wish.sampler else ()))
     if not plan.cells:
         raise UsageError(f"board '{board.name}' has no cell of {wish.scheme} with sampler {wish.sampler or 'exact'}")
@@ -110,11 +119,11 @@ def find_row(wish: Wish) -> Row:
     at = survey(plan, found, signs(wish.store))
     wanted = {(w.context, w.seeds) for w in plan.cells}
     contexts = {w.context for w in plan.cells}
-    mine = tuple(e for e in found.entries if _same(e, who) and _context(e) in contexts)
-    also = sum((_context(e), e.seeds) not in wanted for e in mine)
-    drawn = find_sampler(plan.cells[0].asked["sampler"])[0]
+    entries = tuple(e for e in found.entries if _same(e, who) or e.scheme == board.reference)
+    also = sum(_context(e) in contexts and (_context(e), e.seeds) not in wanted for e in entries if _same(e, who))
+    drawn = isolated_sampler(plan.cells[0].asked["sampler"])[0]
     chosen = select(plan, found.entries, found.faults)
-    return Row(wish, plan, who, label, kind, source, told, drawn.scored, at.cells, tuple(found.entries), chosen, also)
+    return Row(wish, plan, who, label, kind, source, said, drawn.scored, at.cells, entries, chosen, also)
 
 
 def _context(e: Entry) -> Context:
@@ -128,49 +137,30 @@ def _same(e: Entry, who: Who) -> bool:
     )  # fmt: skip
 
 
-def _source_of(wish: Wish) -> tuple[Source | None, Told | None, Kind]:
+def _source_of(wish: Wish) -> tuple[Source | None, Said, Word]:
     """The one file that is not on a shelf, and what is submitted: a scheme, or a sampler for one that is there."""
     scheme, sampler = options.parse(wish.scheme)[0], options.parse(wish.sampler)[0]
-    own: list[tuple[Kind, str]] = [] if is_shelved_scheme(scheme) else [("scheme", wish.scheme)]
+    own: list[Scheme | Sampler] = [] if is_shelved_scheme(scheme) else [isolated_scheme(wish.scheme)[0]]
     if sampler and not is_shelved_sampler(sampler):
-        own.append(("sampler", wish.sampler))
+        own.append(isolated_sampler(wish.sampler)[0])
     if len(own) > 1:
         raise UsageError("scheme and sampler are both files of your own: a submission is one of them")
     if not own:
-        if sampler not in ("", "exact"):
-            found = find_sampler(sampler)[0]
-            return None, Told("sampler", found.name, found.summary, found.url), "sampler"
-        at_hand = outline(scheme)
-        return None, Told("scheme", at_hand.name, at_hand.summary, at_hand.url), "scheme"
-    kind, given = own[0]
-    path = _path_of(kind, given)
+        word: Word = "sampler" if sampler not in ("", STANDARD) else "scheme"
+        at_hand = outline(scheme) if word == "scheme" else isolated_sampler(sampler)[0]
+        return None, Said(at_hand.name, at_hand.summary, at_hand.url), word
+    told = own[0].outline
+    assert told is not None
     try:
-        content = path.read_bytes()
+        content = told.path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{kind} file '{path}' cannot be read: {error.strerror}") from None
-    told, faults = read_source(content)
-    if told is not None and told.kind != kind:
-        faults.append(f"defines a {told.kind}, not a {kind}")
-    if not allowed(f"source/{path.name}"):
-        faults.append(f"is called '{path.name}': a name of letters, digits and _ that ends in .py is taken")
-    return Source(path, content, tuple(faults)), told, kind
-
-
-def _path_of(kind: Kind, given: str) -> Path:
-    """The file behind a name: a path, or the module of an installed package."""
-    name, _ = options.parse(given)
-    if name.endswith(".py") or "/" in name:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UsageError(f"{kind} file '{path}' does not exist")
-        return path
-    import inspect
-
-    found = (find_scheme if kind == "scheme" else find_sampler)(name)[0]
-    file = inspect.getsourcefile(found.function)
-    if file is None:
-        raise UsageError(f"{kind} '{name}' has no source file that could be submitted")
-    return Path(file)
+        raise UsageError(f"{told.word} file '{told.path}' cannot be read: {error.strerror}") from None
+    faults = source_faults(content, told.word)
+    if not allowed(f"source/{told.path.name}"):
+        faults.append("has a name that a bundle cannot have: letters, digits and _ before .py")
+    if (is_shelved_scheme if told.word == "scheme" else is_shelved_sampler)(told.name):
+        faults.append(f"defines '{told.name}', which is on the shelf already: give it another name")
+    return Source(told.path, content, tuple(faults)), Said(told.name, told.summary, told.url), told.word
 
 
 # What stands against it
@@ -182,7 +172,7 @@ def refusals(row: Row, card: Mapping[str, str], watch: Watch = lambda cells, _: 
     `watch` is given the cells that are read, and their number, and gives them back one by one.
     """
     found = [*_source_refusals(row), *contract_refusals(row), *_cell_refusals(row), *_file_refusals(row, watch)]
-    found += [_refused("card", why) for why in card_faults(card, row.told, row.source is not None)]
+    found += [_refused("card", why) for why in card_faults(card, row.said)]
     order = [rule.number for rule in RULES]
     return sorted(found, key=lambda verdict: order.index(verdict.rule))
 
@@ -205,51 +195,60 @@ def _source_refusals(row: Row) -> Iterator[Verdict]:
 
 
 def contract_refusals(row: Row) -> list[Verdict]:
-    """Checks of the contract (R2) that the row's scheme or sampler fails. None are made here yet."""
-    return []
+    """What a file of one's own fails of the contract (R2); its function is called in a confined process."""
+    if row.source is None or row.source.faults:  # one that imports what it may not is not run at all
+        return []
+    name, found = row.source.path.stem, []
+    if row.kind == "scheme":
+        scheme, chosen = isolated_scheme(row.wish.scheme)
+        with session(scheme, Limits()) as called:
+            found = verdicts(scheme_list(called, options.bind(scheme.name, scheme.function, chosen), name)[0])
+    else:
+        sampler, chosen = isolated_sampler(row.wish.sampler)
+        with session(sampler, Limits()) as drawn:
+            found = verdicts(sampler_list(drawn, options.bind(sampler.name, sampler.function, chosen), name)[0])
+    return [Verdict("contract", v.rule, v.state, f"{v.check}: {v.why}", v.where) for v in failed(found)]
 
 
 def _cell_refusals(row: Row) -> Iterator[Verdict]:
     """Cells without a result that the board compares, by what is the matter with them."""
-    lacking: dict[tuple[str, str], list[str]] = {}
+    lacking: dict[tuple[str, str, str], list[str]] = {}
     why_left = {fault.place: fault.why for fault in row.chosen.left_out}
     for at in row.cells:
         if at not in row.ended:
             lacking.setdefault(_matter(row, at, why_left), []).append(at.name)
-    for (check, why), names in lacking.items():
-        yield _refused(check, f"{_some(names, len(row.cells))} {why}")
-    if any(check == "cells" for check, _ in lacking) and row.also:
-        yield _refused("cells", f"{_counted(row.also, 'record')} of other seeds stand for none of the missing ones")
+    for (check, what, remedy), names in lacking.items():
+        yield _refused(check, f"{_some(row, what, names)}: {remedy}")
+    if any(check == "cells" for check, *_ in lacking) and row.also:
+        yield _refused("cells", f"{counted(row.also, 'record')} of other seeds cannot stand for the board's")
 
 
-def _matter(row: Row, at: At, why_left: Mapping[str, str]) -> tuple[str, str]:
-    """(check, why) for a cell that has no result."""
-    again = row.wish.sweep
+def _matter(row: Row, at: At, why_left: Mapping[str, str]) -> tuple[str, str, str]:
+    """(check, what, remedy) for a cell that has no result."""
+    train, anew = row.wish.sweep, f"{row.wish.sweep} --retry"
     if at.state == "outdated":
-        return "protocol", f"is out of date: {at.note}: {again} --retry"
+        return "protocol", f"outdated: {at.note}", anew
     if at.state == "failed":
-        return "cells", f"has failed ({at.note}): {again} --retry"
+        return "cells", at.note, anew
     if at.state != "missing":
-        return "cells", f"is not finished ({at.state}): {again}"
-    same = [
-        e for e in row.entries if _same(e, row.who) and (_context(e), e.seeds) == (at.wanted.context, at.wanted.seeds)
-    ]
-    for e in same:
-        if e.place in why_left:
-            why = why_left[e.place]
-            return ("budget" if why.startswith("off budget") else "protocol"), f"is {why}: {again}"
+        return "cells", f"not finished ({at.state})", train
+    place = (at.wanted.context, at.wanted.seeds)
+    same = [e for e in row.entries if _same(e, row.who) and (_context(e), e.seeds) == place]
     for e in same:
         was, now = _versions(e, row.who)
         if was != now:
-            return "identity", f"was made with another version of the source ({was[:8]}, today's is {now[:8]}): {again}"
-    name = ask(**at.wanted.asked).run_id({})
-    if name in why_left:
-        return "records", f"has a record that cannot be used ({why_left[name]}): {again} --retry"
-    return "cells", f"is missing: {again}"
+            return "identity", f"made with another source (sha256 {was[:8]}, today's is {now[:8]})", train
+    for e in same:
+        if why := why_left.get(e.place):
+            return ("budget" if why.startswith("off budget") else "protocol"), why, train
+    if why := why_left.get(ask(**at.wanted.asked).run_id({})):
+        return "records", f"with a record that cannot be used: {why}", anew
+    return "cells", "missing", train
 
 
 def _versions(e: Entry, who: Who) -> tuple[str, str]:
-    if who.source and e.scheme_source != who.source:
+    """Of the row's own file: the hash that a record was made with, and today's."""
+    if who.source:
         return e.scheme_source, who.source
     return (e.sampler_source, who.sampler_source) if who.sampler_source else ("", "")
 
@@ -258,37 +257,34 @@ def _file_refusals(row: Row, watch: Watch) -> Iterator[Verdict]:
     """Files that a result must have beside its record."""
     lacking: dict[tuple[str, str], list[str]] = {}
     for at in watch(row.ended, len(row.ended)):
-        for key in _file_faults(row, at):
-            lacking.setdefault(key, []).append(at.where)
-    for (check, why), names in lacking.items():
-        yield _refused(check, f"{why}: {_some(names, len(row.cells))}")
+        for fault in _file_faults(row, at):
+            lacking.setdefault(fault, []).append(at.where)
+    for (check, what), names in lacking.items():
+        yield _refused(check, _some(row, what, names))
 
 
 def _file_faults(row: Row, at: At) -> Iterator[tuple[str, str]]:
+    """(check, what) for whatever a cell's folder lacks."""
     try:
         evidence = evidence_of(row, at)
     except BundleError as error:
-        yield "records", str(error)
+        yield "records", f"with a file that cannot be read: {error}"
         return
     entry = next(e for e in row.entries if e.place == at.where)
-    if row.source is not None:
-        had = entry.scheme_source if row.kind == "scheme" else entry.sampler_source
-        if had != source_hash(row.source.content):
-            yield "identity", f"{row.source.path.name} is not the file that these records were made with"
     if entry.status != "ok":
         return
     if not evidence.curve:
-        yield "curve", "curve.jsonl is missing"
+        yield "curve", "without curve.jsonl"
     for name in passes(row.plan, entry):
         if name not in evidence.outputs:
-            yield "metrics", f"outputs/{name}.npz is missing"
+            yield "metrics", f"without outputs/{name}.npz"
             continue
         try:
             evidence.outputs[name]()
         except BundleError as error:
-            yield "metrics", f"outputs/{name}.npz cannot be read ({error.fault})"
+            yield "metrics", f"with an outputs/{name}.npz that cannot be read ({error.fault})"
     if row.scored and evidence.masks is None:
-        yield "masks", "masks.safetensors is missing"
+        yield "masks", "without masks.safetensors"
 
 
 def passes(plan: Plan, e: Entry) -> list[str]:
@@ -304,10 +300,6 @@ def evidence_of(row: Row, at: At) -> Evidence:
     return store_evidence(row.wish.store, [at.where])[0]
 
 
-def _some(names: list[str], total: int) -> str:
+def _some(row: Row, what: str, names: list[str]) -> str:
     more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
-    return f"{len(names):,} of {total:,} cells ({', '.join(names[:FEW])}{more})"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{len(names):,} of {counted(len(row.cells), 'cell')} {what} ({', '.join(names[:FEW])}{more})"

@@ -534,6 +534,7 @@ def test_what_is_no_bundle_is_not_touched(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years")
+    (home / ".thesis.tmp").write_text("days")
     before = tree(tmp_path)
     with pytest.raises(BundleError, match=r"holds something else: 'thesis.tex'") as caught:
         write_folder(home, bundles.whole())
@@ -546,6 +547,9 @@ def test_a_zip_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     before = place.read_bytes()
     with pytest.raises(FileNotFoundError):
         write_zip(place, bundles.whole() | {"README.md": tmp_path / "nowhere"})
+    assert place.read_bytes() == before
+    (tmp_path / ".b.zip.x.tmp").write_bytes(b"half")
+    write_zip(place, bundles.whole())
     assert place.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["b.zip"]
 

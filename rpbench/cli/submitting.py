@@ -88,6 +88,8 @@ def submit(**given: Any) -> None:
         raise click.UsageError(f"there is no store '{store}': --store DIR, or RPBENCH_STORE")
     row = find_row(Wish(given["scheme"], given["board"], store, given["sampler"]))
     place = _place(given, row)
+    if row.source is not None and not row.source.faults:
+        click.echo("checking the contract, as rpbench try does", err=True)
     if found := refusals(row, card, _watched):
         _refuse(found)
     sheet = scored_sheet(row)
