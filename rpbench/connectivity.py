@@ -31,24 +31,34 @@ def paths(model: nn.Module, table: LayerTable, masks: Masks, input_shape: tuple[
     arrives: a product over layers would overflow float64 on deep wide nets. None for nets whose paths cannot be
     followed this way (attention, recurrence), never a guess.
     """
-    if any(isinstance(module, nn.MultiheadAttention | nn.RNNBase) for module in model.modules()):
-        return None
     try:
-        skeleton = _skeleton(model, table, masks)
-        device = next(skeleton.parameters()).device
-        weights = dict(skeleton.named_parameters(remove_duplicate=False))
-        layers = [weights[name].requires_grad_(True) for name in table.names]
-        with _Followed():
-            out = skeleton(torch.ones(1, *input_shape, device=device))
-        gradients = torch.autograd.grad(out.sum(), layers, allow_unused=True)
+        out, found = gradients(skeleton(model, table), table, masks, input_shape)
     except Exception:  # a net that cannot run on its own skeleton has no defined paths
         return None
-    alive = sum(
-        int(((gradient != 0) & masks[name].to(device)).sum())
-        for name, gradient in zip(table.names, gradients, strict=True)
-        if gradient is not None
-    )
+    alive = sum(int(((g != 0) & masks[name].to(g.device)).sum()) for name, g in found.items() if g is not None)
     return Paths(alive / table.prunable, int((out == 0).sum()))
+
+
+def gradients(
+    net: nn.Module, table: LayerTable, masks: Masks, input_shape: tuple[int, ...]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+    """One pass of ones through a skeleton with `masks` for its weights: what arrives at its outputs, and for every
+    weight whether it lies on a path, or would if it were kept (not zero there). None for layers that are not used."""
+    weights = dict(net.named_parameters(remove_duplicate=False))
+    like = next(iter(weights.values()))
+    for name in table.names:
+        weights[name].data = masks[name].to(like)
+        weights[name].requires_grad_(True)
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_hook(_arrives) for m in net.modules() if isinstance(m, layers)]
+    try:
+        with torch.enable_grad(), following():
+            out = net(torch.ones(1, *input_shape, device=like.device))
+            found = torch.autograd.grad(out.sum(), [weights[name] for name in table.names], allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return out.detach(), dict(zip(table.names, found, strict=True))
 
 
 class _Arrives(torch.autograd.Function):
@@ -93,8 +103,8 @@ _PASSING = (
 )  # fmt: skip
 
 
-class _NoPaths(Exception):
-    """What this net does cannot be followed."""
+class NotFollowed(Exception):
+    """What this net does cannot be followed; says what."""
 
 
 _PASS_CALLS: Any = {
@@ -129,9 +139,9 @@ class _Followed(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if function in _REFUSE_CALLS:
-            raise _NoPaths
+            raise NotFollowed(f"it calls {function.__name__}")
         if function in _PRODUCT_CALLS and not any(isinstance(a, nn.Parameter) for a in args):
-            raise _NoPaths
+            raise NotFollowed("it multiplies what layers give")
         if function in _PASS_CALLS:
             return args[0] if args else kwargs["input"]
         if function in _POOL_CALLS or function in _ADAPTIVE_CALLS:
@@ -139,37 +149,46 @@ class _Followed(TorchFunctionMode):
             names = ("input", *(window if function in _POOL_CALLS else ("output_size",)), "return_indices")
             given = dict(zip(names, args, strict=False)) | kwargs
             if given.pop("return_indices", False) or given.pop("dilation", 1) not in (1, (1, 1), [1, 1]):
-                raise _NoPaths
+                raise NotFollowed("it calls a max-pool that is dilated or returns indices")
             return (_POOL_CALLS | _ADAPTIVE_CALLS)[function](**given)
         return function(*args, **kwargs)
 
 
-def _skeleton(model: nn.Module, table: LayerTable, masks: Masks) -> nn.Module:
-    """The net with its masks for weights: no biases, norms or activations, max-pools averaged. Raises _NoPaths where
-    a parameter is neither a layer's nor its bias: it might scale, add or gate."""
-    skeleton = copy.deepcopy(model).float().eval()
-    for parent in list(skeleton.modules()):
+def following() -> TorchFunctionMode:
+    """A context in which the functions that a net calls itself pass on what arrives. NotFollowed for attention."""
+    return _Followed()
+
+
+def _arrives(_module: nn.Module, _inputs: Any, out: torch.Tensor) -> Any:
+    return _Arrives.apply(out)
+
+
+def skeleton(model: nn.Module, table: LayerTable) -> nn.Module:
+    """A copy of a net without biases, norms and activations, its max-pools averages: what is left between its layers
+    carries values on as they are. All weights are zero, and take no memory; those of a meta net are on the CPU.
+
+    Raises NotFollowed for attention and recurrence, and where a parameter is neither a layer's nor its bias: it might
+    scale, add or gate.
+    """
+    if any(isinstance(module, nn.MultiheadAttention | nn.RNNBase) for module in model.modules()):
+        raise NotFollowed("it has attention or recurrence")
+    device = next(model.parameters()).device
+    device = torch.device("cpu") if device.type == "meta" else device
+    zero = torch.zeros((), device=device)
+    memo: dict[int, Any] = {id(p): nn.Parameter(zero.expand(p.shape), requires_grad=False) for p in model.parameters()}
+    net = copy.deepcopy(model, memo).float().eval()
+    for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip the second use of a module
             if isinstance(child, _PASSING):
                 setattr(parent, name, nn.Identity())
             elif type(child) in _AVERAGE:
                 if getattr(child, "return_indices", False) or getattr(child, "dilation", 1) not in (1, (1, 1)):
-                    raise _NoPaths
+                    raise NotFollowed("it has a max-pool that is dilated or returns indices")
                 setattr(parent, name, _AveragePool(child))
-    parameters = dict(skeleton.named_parameters(remove_duplicate=False))
-    known = set()
-    with torch.no_grad():
-        for name in table.names:
-            weight = parameters[name]
-            known.add(id(weight))
-            weight.requires_grad_(False).copy_(masks[name])
-        for module in skeleton.modules():
-            if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                continue
-            module.register_forward_hook(lambda _m, _i, out: _Arrives.apply(out))
-            if module.bias is not None:
-                known.add(id(module.bias))
-                module.bias.requires_grad_(False).zero_()
-    if any(id(parameter) not in known for parameter in parameters.values()):
-        raise _NoPaths
-    return skeleton
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    known = {id(parameters[name]) for name in table.names}
+    known |= {id(m.bias) for m in net.modules() if isinstance(m, layers)}
+    if unknown := [name for name, parameter in parameters.items() if id(parameter) not in known]:
+        raise NotFollowed(f"'{unknown[0]}' is neither a layer's weight nor its bias")
+    return net

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rpbench.sampler import Sampler
+    from rpbench.wiring import Wiring
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Plan:
     images_used: int = 0
     table: LayerTable = field(repr=False, default=LayerTable(()))
     scores: Mapping[str, torch.Tensor] | None = field(repr=False, compare=False, default=None)
+    wire: Callable[[], Wiring] | None = field(repr=False, compare=False, default=None)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -62,11 +64,12 @@ class Plan:
     def draw(self, seed: int = 0, sampler: str | Sampler = "exact", **args: Any) -> dict[str, torch.Tensor]:
         """Masks {layer name: bool tensor of the weight's shape} at random positions; the same on every machine.
 
-        `sampler` names who draws: "exact", "bernoulli", "scored" (needs a scheme with scores), a file, or a Sampler.
+        `sampler` names who draws: "exact", "filters", "scored" (needs a scheme with scores), "mica" (needs the input
+        shape), any other of the shelf, a file, or a Sampler.
         """
         found, given = find_sampler(sampler)
         arguments = bind(found.name, found.function, {**given, **args})
-        return found.draw(self.table, self.counts, seed, self.scores, arguments)
+        return found.draw(self.table, self.counts, seed, self.scores, arguments, self.wire)
 
     def as_json(self, model: str) -> dict[str, Any]:
         """The plan as plain values, as `rpbench plan --format json` prints it."""
@@ -119,7 +122,17 @@ def plan(
         batches, shape = _peek(batches)
         input_shape = input_shape if input_shape is not None else shape
     table = layer_table(model, input_shape)
-    return plan_table(table, found, density, Probe(model, table, density, batches, seed=seed), args)
+    planned = plan_table(table, found, density, Probe(model, table, density, batches, seed=seed), args)
+    if input_shape is None:
+        return planned
+    shape = tuple(input_shape)
+
+    def wire() -> Wiring:
+        from rpbench.tracing import wire
+
+        return wire(model, table, shape)
+
+    return replace(planned, wire=wire)
 
 
 def _peek(batches: Iterable[Batch]) -> tuple[Iterable[Batch], tuple[int, ...] | None]:

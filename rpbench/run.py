@@ -43,6 +43,7 @@ from rpbench.scheme import Batch, Origin, Probe
 from rpbench.signals import noted_signals
 from rpbench.step import Learner, Machine, make_optimizer
 from rpbench.store import FINISHED, CellFolder
+from rpbench.tracing import wire
 from rpbench.train import Diverged, Fit, State, training
 
 T = TypeVar("T")
@@ -250,10 +251,13 @@ class _Work:
             scheme = limited(cell.scheme, self.wish.scheme_limits)
             plan = plan_table(self.draft.table, scheme, cell.density, probe, cell.scheme_args)
             drawn = None
-            if cell.sampler.scored:
+            if cell.sampler.scored or cell.sampler.wired:  # one process draws, and what it cannot draw is said now
+                data, table = cell.task.data, self.draft.table
+                shape = (data.channels, data.size, data.size)
                 drawn = self._sampler.draw(
-                    self.draft.table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args
-                )
+                    table, plan.counts, cell.seeds.mask, plan.scores, cell.sampler_args,
+                    lambda: wire(self.net, table, shape),
+                )  # fmt: skip
         except Exception as error:
             return error
         return {

@@ -1,7 +1,8 @@
 """Samplers: which weights of a layer are kept, given how many.
 
 A sampler is a function (table, counts, key, scores) -> {layer name: bool array of the weight's shape}, checked against
-the counts. Layers are keyed by their position in the table, so that renaming them changes no mask.
+the counts; one that is `wired` is given as a fifth argument how the net joins its layers. Layers are keyed by their
+position in the table, so that renaming them changes no mask.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from rpbench.scheme import call, source_hash
 if TYPE_CHECKING:
     import torch
 
+    from rpbench.wiring import Wiring
+
 Key = Callable[[int], int]
 Function = Callable[..., Mapping[str, Any]]
 
@@ -40,12 +43,14 @@ class MaskKey:
 @dataclass(frozen=True)
 class Sampler:
     """A sampler: a name and its function. `exact` says that it keeps the counts to the weight; else each weight is
-    drawn on its own, and the total must lie within four standard deviations of its binomial."""
+    drawn on its own, and the total must lie within four standard deviations of its binomial. `scored` ones need a
+    scheme's scores, `wired` ones the net's wiring."""
 
     name: str
     function: Function
     exact: bool = True
     scored: bool = False
+    wired: bool = False
     outline: Outline | None = None  # as a scheme's
 
     @property
@@ -67,13 +72,24 @@ class Sampler:
         seed: int,
         scores: Mapping[str, torch.Tensor] | None = None,
         args: Mapping[str, Any] | None = None,
+        wire: Callable[[], Wiring] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Masks as bool tensors on the CPU, checked: SchemeError where the sampler kept other counts."""
+        """Masks as bool tensors on the CPU, checked: SchemeError where the sampler kept other counts.
+
+        `wire` gives the net's wiring; it is called for samplers that look at it alone. UsageError where the sampler
+        needs scores or a wiring, and there are none.
+        """
         import torch
 
         if self.scored and scores is None:
             raise UsageError(f"sampler '{self.name}' keeps a scheme's best-scored weights: use a scheme with scores")
-        drawn = call(f"sampler '{self.name}'", self.function, table, counts, MaskKey(seed), scores, **(args or {}))
+        if self.wired and wire is None:
+            raise UsageError(
+                f"sampler '{self.name}' follows the net from layer to layer: plan it with "
+                "input_shape=(channels, height, width)"
+            )
+        given = (table, counts, MaskKey(seed), scores, *([wire()] if self.wired and wire else []))
+        drawn = call(f"sampler '{self.name}'", self.function, *given, **(args or {}))
         if unknown := [str(name) for name in drawn if name not in counts]:
             raise SchemeError(f"sampler '{self.name}' gave masks of unknown layers {', '.join(unknown)}")
         masks: dict[str, torch.Tensor] = {}
@@ -109,15 +125,18 @@ class Sampler:
 @overload
 def mask_sampler(function: Function) -> Sampler: ...
 @overload
-def mask_sampler(*, exact: bool = True, scored: bool = False) -> Callable[[Function], Sampler]: ...
-def mask_sampler(function: Function | None = None, *, exact: bool = True, scored: bool = False) -> Any:
+def mask_sampler(*, exact: bool = True, scored: bool = False, wired: bool = False) -> Callable[[Function], Sampler]: ...
+def mask_sampler(
+    function: Function | None = None, *, exact: bool = True, scored: bool = False, wired: bool = False
+) -> Any:
     """A sampler from a function (table, counts, key, scores, *, options) -> {layer name: bool array}.
 
     `key(i)` is the Philox key of layer i (`rpbench.streams.raw(key(i), n)`); `scores` are the scheme's, or None.
+    `@mask_sampler(wired=True)` takes (table, counts, key, scores, wiring): see `rpbench.wiring.Wiring`.
     """
 
     def decorate(function: Function) -> Sampler:
-        return Sampler(function.__name__, function, exact, scored)
+        return Sampler(function.__name__, function, exact, scored, wired)
 
     return decorate if function is None else decorate(function)
 

@@ -40,7 +40,7 @@ LAYERS = [
     ["pack"],
     ["run"],
     ["checkpoint", "draft"],
-    ["train", "progress", "evaluation", "connectivity", "machine"],
+    ["train", "progress", "evaluation", "machine"],
     ["engine"],
     ["step"],
     ["bundling"],
@@ -72,6 +72,8 @@ LAYERS = [
     ["catalog"],
     ["heartbeat", "isolated"],
     ["loading"],
+    ["tracing"],
+    ["connectivity"],
     ["masks", "files", "sampler", "untrusted"],
     ["scheme"],
     ["stats", "correlation"],
@@ -79,6 +81,7 @@ LAYERS = [
     ["source"],
     ["budget", "options", "streams", "signals", "batchnorm", "folding", "outline", "wire"],
     ["layers"],
+    ["wiring"],
     ["errors", "verdict", "confine", ""],
 ]
 HEIGHT = {name: len(LAYERS) - i for i, row in enumerate(LAYERS) for name in row}
