@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from errno import EACCES, ENETDOWN, ENOMEM, EPERM, EROFS, EXDEV
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -109,13 +109,17 @@ def _answer(found: Any, asked: dict[str, Any], blob: bytes, pipe: Pipe) -> tuple
         return {"densities": _numbers(densities, set(table.names))}, b""
     if asked["call"] == "score":
         return _score(found, asked, blob, pipe)
-    import numpy as np
     from safetensors.torch import load
 
     scores = load(blob) if asked["scores"] else None
-    masks = found.draw(table, asked["counts"], asked["seed"], scores, args)
-    bits = [np.packbits(masks[name].numpy().ravel(), bitorder="little").tobytes() for name in table.names]
-    return {"masks": True}, b"".join(bits)
+
+    def on_path(masks: Mapping[str, Any]) -> dict[str, Any]:
+        pipe.send({"want": "paths"}, wire.bits_out(table, masks))
+        return wire.bits_in(table, pipe.receive()[1])
+
+    wiring = wire.wiring_in(asked["wiring"], on_path)
+    masks = found.draw(table, asked["counts"], asked["seed"], scores, args, lambda: wiring)
+    return {"masks": True}, wire.bits_out(table, {name: mask.numpy() for name, mask in masks.items()})
 
 
 def _numbers(densities: dict[str, Any], names: set[str]) -> list[list[Any]]:

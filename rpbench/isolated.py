@@ -33,10 +33,11 @@ from rpbench.scheme import NoMoreBatches, Probe, Scheme
 
 if TYPE_CHECKING:
     from rpbench.layers import LayerTable
+    from rpbench.wiring import Wiring
 
 T = TypeVar("T", Scheme, Sampler)
 Head = dict[str, Any]
-Serve = Callable[[], tuple[Head, bytes]]
+Serve = Callable[[Head, bytes], tuple[Head, bytes]]
 
 START = 300.0  # seconds in which a process imports torch, on whatever disk it lies
 PRINTED = 200  # lines of what a file prints that are passed on, for each process
@@ -68,7 +69,8 @@ def scheme(outline: Outline, limits: Limits | None = None) -> Scheme:
 
 def sampler(outline: Outline, limits: Limits | None = None) -> Sampler:
     """The sampler of an outline, as `scheme`."""
-    return Sampler(outline.name, _proxy(outline, limits or Limits()), outline.exact, outline.scored, outline)
+    function = _proxy(outline, limits or Limits())
+    return Sampler(outline.name, function, outline.exact, outline.scored, outline.wired, outline)
 
 
 def limited(found: T, limits: Limits) -> T:
@@ -160,7 +162,9 @@ def _score(process: Process, probe: Probe, args: dict[str, Any]) -> dict[str, An
         "device": str(probe.device), "origin": origin, "files": files,
     }  # fmt: skip
 
-    def batch() -> tuple[Head, bytes]:
+    def batch(wanted: Head, _: bytes) -> tuple[Head, bytes]:
+        if wanted["want"] != "batch":
+            process.refuse("a question that nobody answers")
         try:
             x, y = probe.batch()
         except NoMoreBatches:
@@ -205,26 +209,33 @@ def _sent(probe: Probe) -> tuple[Head | None, list[str], bytes]:
 
 
 def _mask(
-    process: Process, table: LayerTable, counts: Mapping[str, int], key: MaskKey, scores: Any, args: dict[str, Any]
+    process: Process,
+    table: LayerTable,
+    counts: Mapping[str, int],
+    key: MaskKey,
+    scores: Any,
+    *rest: Any,
 ) -> dict[str, Any]:
-    import numpy as np
     from safetensors.torch import save
 
+    *wirings, args = rest
+    wiring: Wiring | None = wirings[0] if wirings else None
     asked = {
         "call": "mask", "table": wire.table_out(table), "counts": dict(counts), "seed": key.seed,
-        "scores": scores is not None, "args": wire.args_out(args),
+        "scores": scores is not None, "args": wire.args_out(args), "wiring": wire.wiring_out(wiring),
     }  # fmt: skip
+    size = wire.bits_size(table)
+
+    def paths(wanted: Head, bits: bytes) -> tuple[Head, bytes]:
+        if wiring is None or wanted["want"] != "paths" or len(bits) != size:
+            process.refuse("a question that nobody answers")
+        return {}, wire.bits_out(table, wiring.on_path(wire.bits_in(table, bits)))
+
     sent = b"" if scores is None else save({k: v.contiguous().clone() for k, v in scores.items()})
-    sizes = [-(-layer.numel // 8) for layer in table]
-    answer, blob = process.call(asked, sent, 2**16, sum(sizes))
-    if answer.get("masks") is not True or len(blob) != sum(sizes):
+    answer, blob = process.call(asked, sent, 2**16, size, paths)
+    if answer.get("masks") is not True or len(blob) != size:
         process.refuse("no masks")
-    masks, start = {}, 0
-    for layer, size in zip(table, sizes, strict=True):
-        bits = np.frombuffer(blob, np.uint8, size, start)
-        masks[layer.name] = np.unpackbits(bits, count=layer.numel, bitorder="little").astype(bool).reshape(layer.shape)
-        start += size
-    return masks
+    return wire.bits_in(table, blob)
 
 
 class Process:
@@ -288,12 +299,13 @@ class Process:
         self._send(asked | {"who": self.who}, blob)
         while True:
             answer, found = self._receive(*most)
-            if serve is None or answer.get("want") != "batch":
+            if serve is None or "want" not in answer:
                 self._pass_on()
                 return answer, found
             began = time.monotonic()
-            told = serve()
-            self._deadline += time.monotonic() - began  # reading images is not the function's time
+            told = serve(answer, found)
+            if answer["want"] == "batch":
+                self._deadline += time.monotonic() - began  # reading images is not the function's time
             self._send(*told)
 
     def _start(self, cuda: bool) -> None:
@@ -432,7 +444,7 @@ class Process:
 
 def _outline_out(outline: Outline) -> Head:
     """An outline as plain values, without what is for people."""
-    same = ("name", "kind", "source_hash", "density", "exact", "scored", "module")
+    same = ("name", "kind", "source_hash", "density", "exact", "scored", "wired", "module")
     return {key: getattr(outline, key) for key in same} | {"path": str(outline.path.absolute())}
 
 

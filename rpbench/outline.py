@@ -25,7 +25,7 @@ Word = Literal["scheme", "sampler"]
 Kind = Literal["shape", "score", "mask"]
 DECORATORS: dict[str, Kind] = {"shape_scheme": "shape", "score_scheme": "score", "mask_sampler": "mask"}
 WORDS: dict[Kind, Word] = {"shape": "scheme", "score": "scheme", "mask": "sampler"}
-KEYWORDS: dict[Kind, tuple[str, ...]] = {"shape": ("density",), "score": (), "mask": ("exact", "scored")}
+KEYWORDS: dict[Kind, tuple[str, ...]] = {"shape": ("density",), "score": (), "mask": ("exact", "scored", "wired")}
 HOMES = ("rpbench", "rpbench.scheme", "rpbench.sampler")
 TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "pathlib.Path": Path, "Path": Path}
 LARGEST = 2**20  # bytes of a file that is read
@@ -36,7 +36,7 @@ class Outline:
     """A scheme or sampler as far as its file tells without being run.
 
     `module` is what is imported to have it where it belongs to a package, '' for a file of its own. `density` is the
-    only one that a scheme is defined for; `exact` and `scored` are a sampler's.
+    only one that a scheme is defined for; `exact`, `scored` and `wired` are a sampler's.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Outline:
     density: float | None = None
     exact: bool = True
     scored: bool = False
+    wired: bool = False
     module: str = ""
 
     @property

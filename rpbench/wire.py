@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rpbench.layers import Layer, LayerTable
+from rpbench.wiring import Feed, Wiring
 
 PREFIX = struct.Struct(">4sIQ")  # magic, bytes of JSON, bytes beside it
 MAGIC = b"rpb1"
@@ -60,3 +62,45 @@ def args_out(args: dict[str, Any]) -> dict[str, Any]:
 
 def args_in(args: dict[str, Any]) -> dict[str, Any]:
     return {k: Path(v["path"]) if isinstance(v, dict) else v for k, v in args.items()}
+
+
+def wiring_out(wiring: Wiring | None) -> dict[str, Any] | None:
+    if wiring is None:
+        return None
+    feeds = [[f.source, f.target, f.outputs.tolist(), f.inputs.tolist()] for f in wiring.feeds]
+    return {"order": list(wiring.order), "feeds": feeds}
+
+
+def wiring_in(told: dict[str, Any] | None, on_path: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    """The wiring that was sent; its paths are asked for where the net is."""
+    import numpy as np
+
+    if told is None:
+        return None
+    feeds = (Feed(s, t, np.array(o, dtype=np.int64), np.array(i, dtype=np.int64)) for s, t, o, i in told["feeds"])
+    return Wiring(tuple(told["order"]), tuple(feeds), on_path)
+
+
+def bits_size(table: LayerTable) -> int:
+    """Bytes of one bool for every weight, each layer's in whole bytes."""
+    return sum(-(-layer.numel // 8) for layer in table)
+
+
+def bits_out(table: LayerTable, masks: Mapping[str, Any]) -> bytes:
+    """Bool arrays of the weights' shapes as bits, little end first."""
+    import numpy as np
+
+    packed = (np.packbits(np.asarray(masks[name], dtype=bool).ravel(), bitorder="little") for name in table.names)
+    return b"".join(bits.tobytes() for bits in packed)
+
+
+def bits_in(table: LayerTable, blob: bytes) -> dict[str, Any]:
+    """What `bits_out` has made: {layer name: bool array of the weight's shape}."""
+    import numpy as np
+
+    masks, start = {}, 0
+    for layer in table:
+        bits = np.frombuffer(blob, np.uint8, -(-layer.numel // 8), start)
+        masks[layer.name] = np.unpackbits(bits, count=layer.numel, bitorder="little").astype(bool).reshape(layer.shape)
+        start += len(bits)
+    return masks
