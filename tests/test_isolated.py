@@ -61,56 +61,92 @@ def every_fd(data: str) -> str:
 
 
 REFUSED = {
-    "loop": ("while True: pass", "took more than 1 s: ended (--scheme-seconds)"),
-    "sleep": ("time.sleep(99)", "took more than 1 s: ended"),
     "memory": ("np.ones(10**11)", "asked for more memory than the 1 GB that it may use (--scheme-memory)"),
     "shared memory": ("import mmap; mmap.mmap(-1, 10**11)", "asked for more memory than the 1 GB"),
-    "lists": ("x = []\n    while True: x.append(bytes(10**8) + b'1')", "asked for more memory than the 1 GB"),
+    "lists": ("x = []\n        while True: x.append(bytes(10**8) + b'1')", "asked for more memory than the 1 GB"),
     "limits": ("import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**40, 2**40))", "raised ValueError"),
-    "write": ("open({out!r}, 'w')", "tried to write to '{out}' outside its scratch folder: refused"),
-    "append": ("open({there!r}, 'a')", "tried to write to '{there}' outside its scratch folder: refused"),
-    "remove": ("os.remove({there!r})", "tried to write to '{there}' outside"),
-    "truncate": ("os.truncate({there!r}, 0)", "tried to write to '{there}' outside"),
-    "rename": ("Path('x').touch(); os.rename('x', {out!r})", "tried to write to '{out}' outside"),
-    "link": ("os.link({there!r}, 'x'); open('x', 'a')", "tried to write to '{there}' outside"),
-    "mode": ("os.chmod({there!r}, 0)", "tried to write to '{there}' outside"),
-    "folder": ("Path({out!r}).mkdir()", "tried to write to '{out}' outside"),
+    "write": ("open(OUT, 'w')", "tried to write to '{out}' outside its scratch folder: refused"),
+    "append": ("open(THERE, 'a')", "tried to write to '{there}' outside its scratch folder: refused"),
+    "remove": ("os.remove(THERE)", "tried to write to '{there}' outside"),
+    "truncate": ("os.truncate(THERE, 0)", "tried to write to '{there}' outside"),
+    "rename": ("Path('x').touch(); os.rename('x', OUT)", "tried to write to '{out}' outside"),
+    "link": ("os.link(THERE, 'linked'); open('linked', 'a')", "tried to write to '{there}' outside"),
+    "mode": ("os.chmod(THERE, 0)", "tried to write to '{there}' outside"),
+    "folder": ("Path(OUT).mkdir()", "tried to write to '{out}' outside"),
     "network": ("socket.create_connection(('127.0.0.1', 9))", "tried to use the network: refused"),
     "address": ("import urllib.request; urllib.request.urlopen('http://example.org')", "tried to use the network"),
     "process": ("subprocess.run(['true'])", "tried to start another process: refused"),
     "fork": ("os.fork()", "tried to start another process: refused"),
     "signal": ("os.kill(os.getppid(), 9)", "tried to signal another process: refused"),
-    "looking": ("open(f'/proc/{{os.getppid()}}/environ').read()", "tried to look into another process: refused"),
+    "looking": ("open(f'/proc/{os.getppid()}/environ').read()", "tried to look into another process: refused"),
+    "sys.exit": ("sys.exit(3)", "raised SystemExit: 3 (mine.py, line "),
+    "raised": ("raise ValueError('\\x1b[31m' + 'y' * 10**6)", "raised ValueError: ?[31myyy"),
+}
+DEADLY = {
+    "loop": ("while True: pass", "took more than 1 s: ended (--scheme-seconds)"),
+    "sleep": ("time.sleep(99)", "took more than 1 s: ended"),
     "abort": ("os.abort()", "its process died (SIGABRT)"),
     "exit": ("os._exit(0)", "its process died (exit code 0)"),
     "segfault": ("ctypes.string_at(0)", "its process died (SIGSEGV)"),
     "x32": ("ctypes.CDLL(None).syscall(0x40000000 + 39)", "its process died (SIGSYS)"),
-    "sys.exit": ("sys.exit(3)", "raised SystemExit: 3 (mine.py, line 9)"),
     "garbage": (every_fd("b'this is no frame, is it?'"), "answered with something that is no answer: refused"),
     "nan": (every_fd("struct.pack('>4sIQ', b'rpb1', 3, 0) + b'NaN'"), "something that is no answer: refused"),
     "giant": (every_fd("struct.pack('>4sIQ', b'rpb1', 9, 2**40)"), "bytes, more than the"),
-    "untold": (every_fd("struct.pack('>4sIQ', b'rpb1', 2, 0) + b'{{}}'"), "answered with no densities: refused"),
-    "raised": ("raise ValueError('\\x1b[31m' + 'y' * 10**6)", "raised ValueError: ?[31myyy"),
+    "untold": (every_fd("struct.pack('>4sIQ', b'rpb1', 2, 0) + b'{}'"), "answered with no densities: refused"),
 }
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scheme, Path]]:
+    """A scheme that tries whatever its option names, in one process, and the folder that it tries it on."""
+    folder = tmp_path_factory.mktemp("hostile")
+    head = f"OUT, THERE = {str(folder / 'out')!r}, {str(folder / 'there')!r}\n{SHAPE}"
+    tries = "\n    ".join(f"if what == {name!r}:\n        {body}" for name, (body, _) in REFUSED.items())
+    found = mine(folder, tries + HONEST, head=head.replace("(table, density)", "(table, density, *, what: str)"))
+    with session(found, Limits(60, 1)) as scheme:
+        yield scheme, folder
 
 
 @protected
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_scheme_may_not_do(name: str, tmp_path: Path, table: LayerTable) -> None:
-    there, out = tmp_path / "there", tmp_path / "out"
+def test_what_a_scheme_may_not_do(name: str, hostile: tuple[Scheme, Path], table: LayerTable) -> None:
+    scheme, folder = hostile
+    there, out = folder / "there", folder / "out"
     there.write_text("as it was")
-    body, says = (text.format(there=str(there), out=str(out)) for text in REFUSED[name])
-    if name == "x32" and os.uname().machine != "x86_64":
-        pytest.skip("x86_64 alone has a second set of calls")
     with pytest.raises(SchemeError) as told:
-        plan_table(table, mine(tmp_path, body + HONEST, Limits(1 if "took" in says else 20, 1)), 0.2, None, {})
-    assert str(told.value).startswith("scheme 'mine'")
-    assert says in str(told.value)
+        plan_table(table, scheme, 0.2, None, {"what": name})
+    assert str(told.value).startswith("scheme 'mine' ")
+    assert REFUSED[name][1].replace("{out}", str(out)).replace("{there}", str(there)) in str(told.value)
     assert len(str(told.value)) < 2100
     assert str(told.value).isprintable()
     assert there.read_text() == "as it was"
     assert there.stat().st_mode & 0o600
     assert not out.exists()
+
+
+@protected
+@pytest.mark.parametrize("name", DEADLY)
+def test_what_ends_its_process(name: str, tmp_path: Path, table: LayerTable) -> None:
+    body, says = DEADLY[name]
+    if name == "x32" and os.uname().machine != "x86_64":
+        pytest.skip("x86_64 alone has a second set of calls")
+    with pytest.raises(SchemeError) as told:
+        plan_table(table, mine(tmp_path, body, Limits(1 if "took" in says else 60)), 0.2, None, {})
+    assert str(told.value).startswith("scheme 'mine'")
+    assert says in str(told.value)
+
+
+def test_a_session_goes_on_in_a_new_process_after_a_death(tmp_path: Path, table: LayerTable) -> None:
+    body = (
+        "global calls; calls += 1\n    if calls == 3: os.abort()\n    return {layer.name: calls / 4 for layer in table}"
+    )
+    with session(mine(tmp_path, body, head=SHAPE.replace("\n\n@", "\ncalls = 0\n@")), Limits()) as found:
+        for calls in (1, 2, 3, 1):
+            if calls == 3:
+                with pytest.raises(SchemeError, match="SIGABRT"):
+                    found.allocate(table, 0.2, None, {})
+            else:
+                assert set(found.allocate(table, 0.2, None, {})[0].values()) == {calls / 4}
 
 
 @pytest.mark.parametrize(
@@ -274,9 +310,6 @@ def mine(probe, *, what: str = "good", batches: int = 0):
         return {name: torch.ones_like(score) for name, score in scores.items()}
     if what == "missing":
         return {first: scores[first]}
-    if what == "die":
-        import os
-        os.abort()
     return scores | bad.get(what, {})
 """
 
@@ -316,10 +349,6 @@ def test_score_schemes_that_lie_and_that_break(
         capfd.readouterr()
         planned(theirs, what="calls")  # one process for all of them
         assert capfd.readouterr().err == "mine.py: 14\n"
-        with pytest.raises(SchemeError, match="its process died"):
-            planned(theirs, what="die")
-        planned(theirs, what="calls")  # and a new one after its death
-        assert capfd.readouterr().err == "mine.py: 1\n"
         with pytest.raises(UsageError, match="this scheme looks at labelled batches"):
             plan_table(table, theirs, 0.1, Probe(net, table, 0.1), bind("mine", own.function, {"batches": 1}))
 
