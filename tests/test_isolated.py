@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +14,9 @@ import pytest
 import torch
 from click.testing import Result
 
+import rpbench
 from rpbench import confine, isolated, wire
-from rpbench.catalog import find_sampler, find_scheme, isolated_scheme, names, outline
+from rpbench.catalog import find_sampler, find_scheme, isolated_sampler, isolated_scheme, names, outline
 from rpbench.cell import ask
 from rpbench.errors import InfeasibleBudget, SchemeError, ScoreError, UsageError
 from rpbench.isolated import Limits, limited, session
@@ -422,6 +425,16 @@ def test_samplers_of_others(tmp_path: Path, table: LayerTable) -> None:
         ):  # fmt: skip
             with pytest.raises(rpbench.SchemeError, match=says.replace("\\\\", "\\")):
                 theirs.draw(table, plan.counts, 7, None, {"what": what})
+
+
+def test_samplers_of_others_may_follow_the_net(tmp_path: Path, net: torch.nn.Module) -> None:
+    file = tmp_path / "mymica.py"
+    code = inspect.getsource(importlib.import_module("rpbench.baselines.samplers.mica"))
+    kinds = next(line for line in code.splitlines() if line.startswith("Inputs = ")).removeprefix("Inputs = ")
+    file.write_text(code.replace("def mica(", "def mymica(").replace(": Inputs", f": {kinds}"))
+    plan = rpbench.plan(net, "erk", 0.02, input_shape=(1, 8, 8))
+    theirs, _ = isolated_sampler(str(file))
+    assert digest(plan.draw(seed=3, sampler=theirs)) == digest(plan.draw(seed=3, sampler="mica"))
 
 
 def test_isolation_can_be_switched_off_to_debug_ones_own(

@@ -15,6 +15,7 @@ from rpbench.errors import InfeasibleBudget, RpbenchError
 from rpbench.layers import LayerTable
 from rpbench.masks import digest, kept
 from rpbench.planning import Plan
+from rpbench.tracing import wire
 from rpbench.untrusted import shown
 
 # Scores of data-driven schemes are sums of rounded products: with other threads, or on another machine, weights near
@@ -102,7 +103,7 @@ def masks(told: Told, known: Known) -> Iterator[str]:
     else:
         if not sampler.exact:
             given = known.planned(told).counts
-        drawn = sampler.draw(table, given, record.seeds.mask, None, _args(told, known))
+        drawn = _drawn(told, known, table, given)
     if (found := digest(drawn)) != part.digest_start:
         yield f"masks.digest_start is {part.digest_start[:12]}...: counts and mask seed give {found[:12]}..."
         return
@@ -116,6 +117,20 @@ def masks(told: Told, known: Known) -> Iterator[str]:
     lost = f"{reached.unreached} of {data.classes} outputs are reached by no path" if reached else ""
     if reached and (bool(reached.unreached) != any("no path" in w for w in record.warnings)):
         yield f"warnings are {shown('; '.join(record.warnings))}: {lost}"
+
+
+def _drawn(
+    told: Told,
+    known: Known,
+    table: LayerTable,
+    given: Mapping[str, int],
+    scores: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The masks of the record's sampler for these counts, drawn here."""
+    record, net, data = told.record, known.net(told.record).net, known.task(told.record).data
+    sampler = known.sampler(record.sampler.name, record.sampler.source)
+    shape = (data.channels, data.size, data.size)
+    return sampler.draw(table, given, record.seeds.mask, scores, _args(told, known), lambda: wire(net, table, shape))
 
 
 def _args(told: Told, known: Known) -> Mapping[str, object]:
@@ -145,9 +160,7 @@ def _scored_faults(
     told: Told, known: Known, table: LayerTable, given: Mapping[str, int], drawn: Mapping[str, torch.Tensor]
 ) -> Iterator[str]:
     """Where bits are not those that the sampler keeps of the scheme's scores, but for a few near the threshold."""
-    record = told.record
-    sampler = known.sampler(record.sampler.name, record.sampler.source)
-    again = sampler.draw(table, given, record.seeds.mask, known.planned(told).scores, _args(told, known))
+    again = _drawn(told, known, table, given, known.planned(told).scores)
     moved = sum(int((again[name] != drawn[name]).sum()) for name in table.names) / 2
     if moved > (most := moved_at_most(table.prunable)):
         yield f"{moved:,.0f} weights of the masks are not those of the highest scores: {most:,} may differ"

@@ -14,7 +14,12 @@ from rpbench.scheme import Scheme
 from rpbench.verdict import Verdict
 
 RULE = "R2"
-POSITIONAL = {"shape": ("table", "density"), "score": ("probe",), "sampler": ("table", "counts", "key", "scores")}
+POSITIONAL = {
+    "shape": ("table", "density"),
+    "score": ("probe",),
+    "sampler": ("table", "counts", "key", "scores"),
+    "wired": ("table", "counts", "key", "scores", "wiring"),
+}
 LONGEST = 120  # characters of a summary: lists show it on two lines at most
 
 
@@ -101,7 +106,7 @@ def _options(thing: Scheme | Sampler) -> Iterable[Case]:
     import inspect
 
     kind = thing.kind if isinstance(thing, Scheme) else "sampler"
-    wanted = POSITIONAL[kind]
+    wanted = POSITIONAL["wired" if isinstance(thing, Sampler) and thing.wired else kind]
     parameters = list(inspect.signature(thing.function).parameters.values())
     loose = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

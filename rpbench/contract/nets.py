@@ -7,16 +7,18 @@ batches. Each is made once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rpbench.layers import LayerTable, layer_table
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from rpbench.wiring import Wiring
 
 BATCH, BATCHES = 64, 32
 LARGEST = "mobilenet_v2-0.25"  # of those that are scored: asked at one density
@@ -47,6 +49,31 @@ def _tables(name: str) -> LayerTable:
     net = NETS[name]
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return layer_table(net.make(), net.shape)
+
+
+def wiring(name: str, renamed: bool = False) -> Wiring:
+    """How the layers of a net are joined; under the names of `table(name, renamed)`."""
+    found = _wirings(name)
+    if not renamed:
+        return found
+    names = dict(zip(table(name).names, table(name, renamed=True).names, strict=True))
+
+    def on_path(masks: Mapping[str, Any]) -> dict[str, Any]:
+        told = found.on_path({plain: masks[other] for plain, other in names.items()})
+        return {other: told[plain] for plain, other in names.items()}
+
+    return replace(found, on_path=on_path)
+
+
+@cache
+def _wirings(name: str) -> Wiring:
+    import torch
+
+    from rpbench.tracing import wire
+
+    net = NETS[name]
+    with torch.random.fork_rng(devices=[]):
+        return wire(net.make(), table(name), net.shape)
 
 
 @cache

@@ -80,7 +80,8 @@ class Subject:
         who = f"sampler '{self.sampler.name}'"
         try:
             with other_luck(turn == "again"):
-                masks = call(who, self.sampler.function, table, counts, MaskKey(seed), scores, **self.args)
+                joined = [nets.wiring(net, renamed=turn == "renamed")] if self.sampler.wired else []
+                masks = call(who, self.sampler.function, table, counts, MaskKey(seed), scores, *joined, **self.args)
         except RpbenchError as error:
             return Drawn(where, table, counts, error=error)
         return Drawn(where, table, counts, masks)
