@@ -183,10 +183,17 @@ def readme(row: Row, card: Card, sheet: Sheet, place: Path) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def verify_command(row: Row, place: str, board: str) -> str:
+    """How the bundle at a place is checked; a board of one's own is no part of it."""
+    words = ["rpbench", "verify", place, *([] if row.shelved else ["--board", board])]
+    return shlex.join(words)
+
+
 def commands(row: Row, place: Path) -> list[str]:
     """How to check the bundle: without training, its contract alone, and from nothing."""
     scheme, sampler, file = row.wish.scheme, row.wish.sampler, shlex.quote(place.name)
-    found = [f"rpbench verify {file}  # everything that needs no training"]
+    board = Path(row.wish.board).name
+    found = [f"{verify_command(row, place.name, board)}  # everything that needs no training"]
     if row.source is not None:
         inside = f"source/{row.source.path.name}"
         if place.suffix == ".zip":
@@ -198,7 +205,7 @@ def commands(row: Row, place: Path) -> list[str]:
         scheme, sampler = (own, sampler) if row.kind == "scheme" else (scheme, own)
     asked = ["--scheme", scheme, *(["--sampler", sampler] if sampler else [])]
     found.append(f"{shlex.join(['rpbench', 'try', scheme if row.kind == 'scheme' else sampler])}  # the contract")
-    found.append(f"{shlex.join(['rpbench', 'sweep', Path(row.wish.board).name, *asked])}  # every cell again")
+    found.append(f"{shlex.join(['rpbench', 'sweep', board, *asked])}  # every cell again")
     return found
 
 

@@ -93,7 +93,7 @@ def test_a_row_becomes_a_bundle(lab: Path) -> None:
     assert first.startswith("mine on own@1: top-1 ")
     assert "rank 1 of 1 row" in first
     assert second.startswith("wrote mine-own.zip (1 cell, 10 files, 0.1 MB)")
-    assert third.endswith("rpbench verify mine-own.zip")
+    assert third.endswith("rpbench verify mine-own.zip --board own.toml")
     assert "is a board of your own" in done.stderr
     bundle = open_bundle(lab / "mine-own.zip")
     assert list(file_faults(bundle)) == []
@@ -125,7 +125,7 @@ def test_its_readme_says_how_to_check_it(lab: Path) -> None:
     assert text.startswith("# mine on own\n\n> Better &lt;b&gt;than&lt;/b&gt; \\`erk\\`\n")
     for line in (
         "- author: A. N. Other (a@example.org)",
-        "rpbench verify mine-own.zip  # everything that needs no training",
+        "rpbench verify mine-own.zip --board own.toml  # everything that needs no training",
         "unzip mine-own.zip source/mine.py  # read it before it is run",
         "rpbench try source/mine.py  # the contract",
         "rpbench sweep own.toml --scheme source/mine.py  # every cell again",
@@ -363,6 +363,19 @@ def test_options_that_name_files_are_refused(lab: Path) -> None:
     row = find_row(Wish("given:file=densities.json", "own.toml", lab / "store"))
     told = next(v for v in refusals(row, CARD) if v.rule == "R1")
     assert told.why.startswith("option file of the scheme names a file, densities.json")
+
+
+def test_a_row_without_its_reference_is_not_ranked(lab: Path) -> None:
+    (dense,) = (lab / "store").glob("digits-resnet8-dense-*")
+    shutil.rmtree(dense)
+    assert "mine on own@1: not ranked, for dense is not there" in submit().stdout
+
+
+def test_what_was_submitted_is_verified(lab: Path) -> None:
+    submit()
+    done = invoke("verify", "mine-own.zip", "--board", "own.toml")
+    assert (done.exit_code, "failed" in done.output) == (0, False)
+    assert "level: checked" in done.stdout
 
 
 def test_entry_points_bring_their_file(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,13 +128,14 @@ def _refuse(found: list[Any]) -> None:
 
 
 def _tell(row: Row, sheet: Sheet, place: Path, state: str, size: int, files: int) -> None:
+    from rpbench.bundling import verify_command
     from rpbench.report.words import counted, plain
 
     board = row.plan.board
     click.echo(f"{plain(row.label)} on {board.name}@{board.version}: {standing(row, sheet)}")
     of = f"{counted(len(row.ended), 'cell')}, {counted(files, 'file')}, {size / 1e6:.1f} MB"
     click.echo(f"{state}{': ' if state == 'unchanged' else ' '}{place} ({of})")
-    click.echo(f"anybody can check it: rpbench verify {place}")
+    click.echo(f"anybody can check it: {verify_command(row, str(place), row.wish.board)}")
     if row.also:
         told = counted(row.also, "record")
         click.echo(f"left out: {told} of this row with seeds that the board does not have", err=True)
@@ -147,8 +148,11 @@ def standing(row: Row, sheet: Sheet) -> str:
     from rpbench.report.words import counted, gap
 
     found = next((r for r in sheet.ranked.rows if r.label == row.label), None)
-    if found is None or found.rank is None:
-        return "not ranked (see README.md in it)"
+    if found is None or found.rank is None or found.score is None:
+        lacks = not any(cell.group for cell in sheet.reference)
+        return (
+            f"not ranked, for {row.plan.board.reference} is not there" if lacks else "not ranked (README.md says why)"
+        )
     places = f"{found.rank.low}" if found.rank.low == found.rank.high else f"{found.rank.low} to {found.rank.high}"
     unit = " points" if sheet.metric.unit else ""
     to = f"{sheet.metric.title} {gap(found.score)}{unit} to {row.plan.board.reference}"
