@@ -242,6 +242,10 @@ def _refusal(error: BaseException, told: dict[str, Any], attempts: list[str]) ->
             return f"tried to {'signal' if signals else 'start'} another process: refused"
         if one.errno not in (EACCES, EPERM, EROFS, EXDEV):
             continue
+        if one.filename is None and any(
+            "multiprocessing" in f.filename for f in traceback.extract_tb(one.__traceback__)
+        ):
+            return "tried to start another process: refused"
         for path in (one.filename2, one.filename):
             outside = isinstance(path, str) and not os.path.abspath(path).startswith(told["scratch"] + os.sep)
             if outside and (not os.path.exists(path) or os.access(path, os.R_OK)):

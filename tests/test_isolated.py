@@ -79,6 +79,10 @@ REFUSED = {
     "network": ("socket.create_connection(('127.0.0.1', 9))", "tried to use the network: refused"),
     "address": ("import urllib.request; urllib.request.urlopen('http://example.org')", "tried to use the network"),
     "process": ("subprocess.run(['true'])", "tried to start another process: refused"),
+    "worker": (
+        "from multiprocessing import get_context; get_context('spawn').Process(target=print).start()",
+        "tried to start another process: refused",
+    ),
     "fork": ("os.fork()", "tried to start another process: refused"),
     "signal": ("os.kill(os.getppid(), 9)", "tried to signal another process: refused"),
     "looking": ("open(f'/proc/{os.getppid()}/environ').read()", "tried to look into another process: refused"),
