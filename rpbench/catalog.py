@@ -70,7 +70,7 @@ def sampler_names() -> list[str]:
 def known_scheme(given: str) -> None:
     """UnknownName unless `given` names a scheme; nothing is imported, and files are not looked at."""
     name, _ = options.parse(given)
-    if not _is_path(name, ".py") and name not in scheme_names():
+    if not _is_path(name, ".py") and not is_shelved_scheme(name) and name not in scheme_names():
         raise UnknownName("scheme", name, scheme_names())
 
 

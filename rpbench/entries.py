@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class Entry:
     error: str
     layers: tuple[float, ...] = ()  # density of each layer, in table order
     level: str = LEVELS[0]
+    row: str = ""  # what a published line calls the row that it is of
 
     @property
     def seeds(self) -> Seeds:
@@ -147,11 +148,11 @@ def read_lines(path: Path) -> Found:
         lines = list(_lines(path))
     except ValueError as error:
         return Found([], [Fault(path.name, str(error))])
-    for place, told, level in lines:
+    for one in lines:
         try:
-            found.entries.append(entry(parse(told), place, level))
+            found.entries.append(_published(one, parse(one.text)))
         except ValueError as error:
-            found.faults.append(Fault(place, str(error)))
+            found.faults.append(Fault(one.place, str(error)))
     return found
 
 
@@ -159,17 +160,16 @@ def read_whole(path: Path) -> list[Line]:
     """Every usable record of a store, or of a file of JSON lines, with its entry; the others are left out."""
     found = []
     if path.is_dir():
-        own = read_store(path).entries
-        texts: Iterable[tuple[str, str, str]] = ((e.place, _text(path / e.place), e.level) for e in own)
+        texts: Iterable[_Text] = (_Text(e.place, _text(path / e.place)) for e in read_store(path).entries)
     else:
         try:
             texts = list(_lines(path))
         except ValueError:
             return []
-    for place, text, level in texts:
+    for one in texts:
         try:
-            record = parse(text)
-            found.append(Line(record, entry(record, place, level)))
+            record = parse(one.text)
+            found.append(Line(record, _published(one, record)))
         except ValueError:
             continue
     return found
@@ -185,14 +185,27 @@ def _text(folder: Path) -> str:
 def record_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text of a record) of every line; what is no line of records is given as it stands, to be told so."""
     try:
-        yield from ((place, text) for place, text, _ in _lines(path))
+        yield from (one[:2] for one in _lines(path))
     except ValueError as error:
         yield path.name, json.dumps({"unreadable": str(error)})
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, text of a record, its level) of every line; what is no line of records is given as it stands, to be told
-    so. ValueError for a file that cannot be read."""
+class _Text(NamedTuple):
+    """The text of a record, where it stands, and what a published line says of it."""
+
+    place: str
+    text: str
+    level: str = LEVELS[0]
+    row: str = ""
+
+
+def _published(told: _Text, record: RunRecord) -> Entry:
+    return replace(entry(record, told.place), level=told.level, row=told.row)
+
+
+def _lines(path: Path) -> Iterator[_Text]:
+    """Every line; what is no line of records is given as it stands, to be told so. ValueError for a file that cannot be
+    read."""
     try:
         told = path.stat()
         if not stat.S_ISREG(told.st_mode) or told.st_size > LARGEST_FILE:
@@ -202,22 +215,19 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path.name}:{number}", *_inner(line)
+            yield _inner(f"{path.name}:{number}", line)
 
 
-def _inner(line: str) -> tuple[str, str]:
-    """The record that a published row holds, or the line itself; and its level."""
+def _inner(place: str, line: str) -> _Text:
+    """The record that a published line holds, or the line itself."""
     try:
-        row = json.loads(line)
+        told = json.loads(line)
     except (ValueError, RecursionError):
-        return line, LEVELS[0]
-    inner = row.get("record") if isinstance(row, dict) else None
-    return (inner, known_level(row.get("level"))) if isinstance(inner, str) else (line, LEVELS[0])
-
-
-def known_level(told: object) -> str:
-    """A level as it is told; the least one for a word that is none."""
-    return told if isinstance(told, str) and told in LEVELS else LEVELS[0]
+        return _Text(place, line)
+    if not isinstance(told, dict) or not isinstance(told.get("record"), str):
+        return _Text(place, line)
+    level, row = told.get("level"), told.get("row")
+    return _Text(place, told["record"], level if level in LEVELS else LEVELS[0], row if isinstance(row, str) else "")
 
 
 def parse(text: str) -> RunRecord:
@@ -233,7 +243,7 @@ def parse(text: str) -> RunRecord:
         raise ValueError(f"{place}: {str(first['msg']).lower()}{told}") from None
 
 
-def entry(record: RunRecord, place: str, level: str = LEVELS[0]) -> Entry:
+def entry(record: RunRecord, place: str) -> Entry:
     """A record as a board reads it. ValueError where its numbers cannot be."""
     if why := impossible(record):
         raise ValueError(why)
@@ -287,7 +297,6 @@ def entry(record: RunRecord, place: str, level: str = LEVELS[0]) -> Entry:
         command=record.command,
         error=record.error or "",
         layers=tuple(round(k / n, 4) for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=False)),
-        level=level,
     )
 
 
@@ -401,7 +410,7 @@ def _keep_index(store: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 _FIELDS = tuple(Entry.__dataclass_fields__)
 _TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings", "layers"))
-_LEVEL = _FIELDS.index("level")
+_LEVEL, _ROW = _FIELDS.index("level"), _FIELDS.index("row")
 
 
 def _values(found: Entry) -> list[Any]:
@@ -411,7 +420,7 @@ def _values(found: Entry) -> list[Any]:
 def _entry(values: list[Any]) -> Entry:
     for i in _TUPLES:
         values[i] = tuple(values[i])
-    values[_LEVEL] = LEVELS[0]  # a store vouches for nothing, whatever its index says
+    values[_LEVEL], values[_ROW] = LEVELS[0], ""  # a store vouches for nothing, whatever its index says
     return Entry(*values)
 
 

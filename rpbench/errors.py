@@ -7,6 +7,7 @@ RpbenchError
 │   ├── DataError         images are missing, unreadable, or not what the image set says
 │   ├── StoreError        the store or a checkpoint cannot be used
 │   ├── BundleError       a bundle that is not read: `fault` is the kind in a word, the message names the file in it
+│   ├── HubError          the Hugging Face hub cannot be reached, or does not give or take a leaderboard
 │   └── ModelError        a net that cannot be planned or does not fit what it is given
 ├── SchemeError           a scheme or sampler broke its contract (off budget, NaN, unknown layers)
 │   └── ScoreError        its scores rank nothing: not finite, or all equal
@@ -73,6 +74,10 @@ class BundleError(UsageError):
 
     def __reduce__(self) -> tuple[type[BundleError], tuple[str, str]]:
         return type(self), (self.fault, str(self))
+
+
+class HubError(UsageError):
+    """A leaderboard that the Hugging Face hub does not give or take."""
 
 
 class ModelError(UsageError):

@@ -6,19 +6,21 @@ reports read. Curves and per-example outputs are left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rpbench.board import Plan, board_names, expand, load_board
+from rpbench.board import Plan, Who, board_names, expand, load_board
 from rpbench.catalog import shelf
-from rpbench.entries import Entry, Fault, Found, Line, merged, read_lines, read_store, read_whole
+from rpbench.entries import LEVELS, Entry, Fault, Found, Line, merged, read_lines, read_store, read_whole
 from rpbench.errors import StoreError, UsageError
 from rpbench.files import write_text
 from rpbench.record import RunRecord, canonical
 from rpbench.selection import Shelved, select, who_of
+from rpbench.submitted import FOLDER, cards, row_stem
 
 CARD, PAGE = "README.md", "index.html"
 BEGIN, END = "<!-- tables: made by rpbench publish -->", "<!-- end of tables -->"
@@ -43,15 +45,19 @@ def read_board(board: str, root: Path | None = None) -> Found:
     return merged(read_lines(path) for path in sorted((root_of(root) / board).glob("*.jsonl")))
 
 
-def beside(own: Found, boards: Sequence[str]) -> Found:
+def beside(own: Found, boards: Sequence[str], root: Path | None = None) -> Found:
     """A store's records and the published ones of these boards. Boards share cells, and a store may hold what it has
-    published: each record counts once, the store's own first."""
-    whole, known = Found(list(own.entries), list(own.faults)), {e.run_id for e in own.entries}
+    published: each record counts once, the store's own first, unless the published one is the same and was checked."""
+    found = {e.run_id: e for e in own.entries}
+    whole = Found(faults=list(own.faults))
     for board in boards:
-        published = read_board(board)
-        whole.entries += [e for e in published.entries if e.run_id not in known]
+        published = read_board(board, root)
         whole.faults += published.faults
-        known |= {e.run_id for e in published.entries}
+        for e in published.entries:
+            known = found.setdefault(e.run_id, e)
+            if replace(known, place=e.place, level=e.level, row=e.row) == e:
+                found[e.run_id] = max(e, known, key=lambda one: LEVELS.index(one.level))
+    whole.entries = list(found.values())
     return whole
 
 
@@ -90,9 +96,9 @@ class Published(NamedTuple):
 def publish(board: str, store: Path, root: Path) -> Published:
     """Put a store's records of a board into a leaderboard.
 
-    Records published before stay, one of the same cell is replaced. The card and the page are made anew.
-    StoreError where the store has no record of the board, or a file has a line that would be lost; UsageError for a
-    board that is not on the shelf.
+    Records published before stay; one of the same cell is replaced, unless it was checked. The card and the page are
+    made anew. StoreError where the store has no record of the board, or a file has a line that would be lost;
+    UsageError for a board that is not on the shelf.
     """
     if board not in board_names():
         raise UsageError(f"board '{board}' is not on the shelf: only those of rpbench list boards are published")
@@ -104,41 +110,79 @@ def publish(board: str, store: Path, root: Path) -> Published:
     fresh = [one for one in mine if one.entry.run_id in fit and one.entry.status != "failed"]
     if not fresh:
         raise StoreError(f"store '{store}' has no record of board '{board}' that can be published")
-    written, shelved = {}, Shelved.now()
-    for fault in read_board(plan.board.name, root).faults:
-        raise StoreError(f"{root / plan.board.name}/{fault.place}: {fault.why}: mend or remove this line first")
+    written, kept = {}, []
+    there, shelved = rows_of(plan.board.name, root), Shelved.now()
     for who in dict.fromkeys(who_of(one.entry, shelved) for one in fresh):
-        label = chosen.labels[who]
-        path = root / plan.board.name / f"{_slug(label)}.jsonl"
-        rows = {one.entry.run_id: one for one in _read_lines_whole(path)}
-        rows |= {one.entry.run_id: one for one in fresh if who_of(one.entry, shelved) == who}
+        path, row = root / plan.board.name / f"{row_stem(who, chosen.labels[who])}.jsonl", chosen.labels[who]
+        if who in there:  # as it is called there
+            path, row = there[who].path, there[who].row or row
+        rows = {one.entry.run_id: one for one in there[who].lines} if who in there else {}
+        for one in (one for one in fresh if who_of(one.entry, shelved) == who):
+            known = rows.setdefault(one.entry.run_id, one)
+            if known.record == one.record:
+                continue
+            if known.entry.level in LEVELS[2:]:
+                kept.append(Fault(one.entry.place, f"is published as {known.entry.level}, with other results"))
+            else:
+                rows[one.entry.run_id] = one
         path.parent.mkdir(parents=True, exist_ok=True)
-        ordered = sorted(rows.values(), key=lambda one: _order(one.entry))
-        write_text(path, "".join(line(plan, label, one.record, one.entry) + "\n" for one in ordered))
+        write_text(path, lines_text(plan, row, rows.values()))
         written[path.name] = len(rows)
     refresh(root)
     failed = [Fault(e.place, f"failed: {e.error}") for e in (one.entry for one in mine) if e.status == "failed"]
-    return Published(written, (*chosen.left_out, *failed))
+    return Published(written, (*chosen.left_out, *failed, *kept))
 
 
-def _read_lines_whole(path: Path) -> list[Line]:
-    return read_whole(path) if path.is_file() else []
+class RowFile(NamedTuple):
+    """The file of a row as it is published, what the row is called there, and every record in it."""
+
+    path: Path
+    row: str
+    lines: tuple[Line, ...]
+
+
+def rows_of(board: str, root: Path) -> dict[Who, RowFile]:
+    """The rows of a board as they are published. StoreError for a line that would be lost by writing its file anew."""
+    for fault in read_board(board, root).faults:
+        raise StoreError(f"{root / board}/{fault.place}: {fault.why}: mend or remove this line first")
+    found: dict[Who, RowFile] = {}
+    shelved = Shelved.now()
+    for path in sorted((root / board).glob("*.jsonl")):
+        lines = tuple(read_whole(path))
+        for one in lines:
+            found.setdefault(who_of(one.entry, shelved), RowFile(path, one.entry.row, lines))
+    return found
+
+
+def lines_text(plan: Plan, row: str, lines: Iterable[Line]) -> str:
+    """A row's file: a line for each record, in the order of its cells."""
+    ordered = sorted(lines, key=lambda one: _order(one.entry))
+    return "".join(line(plan, row, one.record, one.entry) + "\n" for one in ordered)
 
 
 def _order(e: Entry) -> tuple[Any, ...]:
     return e.task, e.model, e.density, e.seed, e.mask_seed, e.init_seed, e.order_seed, e.run_id
 
 
-def _slug(label: str) -> str:
-    """A file's name for a row: the label itself, or what is left of it and a hash that tells it from others."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in label)
-    return safe if safe == label else f"{safe[:60]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+def refresh(root: Path) -> tuple[str, ...]:
+    """Make the card and the page of a leaderboard anew from its records; which of them were others before."""
+    changed = stale(root)
+    for name, text in changed.items():
+        write_text(root / name, text)
+    return tuple(changed)
 
 
-def refresh(root: Path) -> None:
-    """Make the card and the page of a leaderboard anew from its records."""
-    write_text(root / CARD, card(root))
-    write_text(root / PAGE, page_of(root))
+def stale(root: Path) -> dict[str, str]:
+    """What is not made from the records as they are: CARD or PAGE, and what it should be."""
+    made = {CARD: card(root), PAGE: page_of(root)}
+    return {name: text for name, text in made.items() if not _holds(root / name, text.encode())}
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def card(root: Path) -> str:
@@ -160,9 +204,34 @@ def card(root: Path) -> str:
         _TEXT.format(boards="`, `".join(boards) or "none yet"),
         BEGIN,
         *tables,
+        *_submissions(root),
         END,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _submissions(root: Path) -> list[str]:
+    """Who submitted what: a line for each row of each board, with its code."""
+    from tabulate import tabulate
+
+    from rpbench.report.words import markdown
+
+    rows = []
+    for (board, stem), told in cards(root).items():
+        code = f"{FOLDER}/{stem}/{told.code.file}" if told.code else ""
+        by, source = f"{told.card.author}, {told.card.date}", told.card.source
+        rows.append([
+            markdown(told.row), markdown(board), told.level, markdown(by), markdown(told.card.licence),
+            f"[{markdown(told.code.file)}]({code})" if told.code else "",
+            f"<{source}>" if _ADDRESS.fullmatch(source) else markdown(source), markdown(told.card.claim),
+        ])  # fmt: skip
+    if not rows:
+        return []
+    head = ["row", "board", "level", "by", "licence", "code", "source", "claim"]
+    return ["## Submissions", tabulate(rows, headers=head, disable_numparse=True, tablefmt="pipe")]
+
+
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9./_~%#?=&:+-]+")
 
 
 def page_of(root: Path) -> str:
@@ -208,7 +277,9 @@ per-example outputs are left out. `rpbench report BOARD --leaderboard` prints th
   pairs, 5 %, noise pooled over rows); a rank interval says which places the data allow.
 - Rows that lack a cell are listed with what is missing, unranked. Infeasible cells are shown; such rows are ranked on
   the cells that all rows have.
-- `level` says how far a record was checked: reported < complete < checked < verified.
+- `level` says how far a record was checked: reported < complete < checked < verified. A row is of the least level of
+  its records, and at least complete where it has every cell.
 
-`reported/` has what the literature reports, with figure, tolerance and the differences of protocol: those numbers are
-shown beside measured ones, and never ranked with them."""
+`submissions/` has the code of the rows that were submitted, with their cards. `reported/` has what the literature
+reports, with figure, tolerance and the differences of protocol: those numbers are shown beside measured ones, and never
+ranked with them."""

@@ -85,7 +85,8 @@ def select(plan: Plan, entries: Iterable[Entry], faults: Iterable[Fault] = ()) -
         part = {"ok": place.ok, "infeasible": place.infeasible}.get(e.status, place.broken)
         part[e.seeds] = e
         places.setdefault(who, {})[context] = place
-    labels = {**plan.labels, **_own_labels([w for w in places if w not in plan.labels])}
+    others = [w for w in places if w not in plan.labels]
+    labels = {**plan.labels, **_own_labels(others, _called(places), frozenset(plan.labels.values()))}
     return Selection(places, labels, tuple(left), passed, frozenset(stale))
 
 
@@ -148,18 +149,42 @@ def _off_budget(e: Entry) -> str:
     return ""
 
 
-def _own_labels(rows: list[Who]) -> dict[Who, str]:
-    """Labels of rows that the board does not name: the scheme's own, as short as tells them apart."""
-    found = {}
-    for who in rows:
-        text = _written(who.scheme, who.args)
-        drawn = _written(who.sampler, who.sampler_args)
-        found[who] = text if drawn == "exact" else f"{text} + {drawn}"
+def _own_labels(rows: list[Who], called: Mapping[Who, str], taken: frozenset[str]) -> dict[Who, str]:
+    """Labels of rows that the board does not name: what they are called where they are published, else the scheme's own
+    with its options; as short as tells them apart."""
+    found = {who: called.get(who) or _whole_label(who) for who in rows}
     for label in set(found.values()):
         same = [who for who in found if found[who] == label]
-        if len(same) > 1:
-            found |= {who: f"{label} @{(who.source or who.sampler_source)[:8]}" for who in same}
+        if len({(who.source, who.sampler_source) for who in same}) < len(same):  # they differ in options
+            found |= {who: _whole_label(who) for who in same}
+    for label in set(found.values()):
+        same = [who for who in found if found[who] == label]
+        if len(same) > 1 or label in taken:
+            found |= {who: f"{label} @{'+'.join(h[:8] for h in (who.source, who.sampler_source) if h)}" for who in same}
     return found
+
+
+def _whole_label(who: Who) -> str:
+    text, drawn = _written(who.scheme, who.args), _written(who.sampler, who.sampler_args)
+    return text if drawn == "exact" else f"{text} + {drawn}"
+
+
+def _called(places: Mapping[Who, Mapping[Context, Place]]) -> dict[Who, str]:
+    """What rows that are not the shelf's are called where they are published: all of a row's lines say so."""
+    found = {}
+    for who, there in places.items():
+        records = (e for p in there.values() for part in (p.ok, p.infeasible, p.broken) for e in part.values())
+        rows = {e.row for e in records if e.row}
+        if len(rows) == 1 and (who.source or who.sampler_source) and may_be_called(who, *rows):
+            found[who] = rows.pop()
+    return found
+
+
+def may_be_called(who: Who, row: str) -> bool:
+    """Whether a label is one of this row's: its scheme's name, and its sampler's where that is not "exact"."""
+    scheme, _, sampler = row.partition(" + ")
+    drawn = "" if who.sampler == "exact" else who.sampler
+    return (scheme.partition(":")[0], sampler.partition(":")[0]) == (who.scheme, drawn)
 
 
 def _written(name: str, args: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {".py", ".toml", ".typed", ".json", ".html", ".css", ".js"}
+RECORDS = {".jsonl", ".json", ".py", ".md", ".html"}
 SHELVES = {"tasks": "rpbench/tasks", "baselines": "rpbench/baselines", "rpbench": "rpbench"}
 
 
@@ -19,6 +20,10 @@ SHELVES = {"tasks": "rpbench/tasks", "baselines": "rpbench/baselines", "rpbench"
 def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "runs"))
+    own = tree / "leaderboard" / "submissions" / "mine-12345678"  # of a merged submission
+    own.mkdir(parents=True)
+    for name in ("mine.py", "digits.json"):
+        (own / name).write_text("{}")
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(tree)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -32,6 +37,9 @@ def test_wheel_ships_the_shelves(tmp_path: Path) -> None:
         if path.suffix in SHIPPED and "__pycache__" not in path.parts
     }
     assert wanted <= shipped
+    published = [p.relative_to(tree).as_posix() for p in (tree / "leaderboard").rglob("*") if p.suffix in RECORDS]
+    assert {f"rpbench/{name}" for name in published} <= shipped
+    assert f"rpbench/{own.relative_to(tree).as_posix()}/mine.py" in shipped
     assert {name for name in shipped if "leaderboard" not in name and not name.endswith(".md")} <= wanted
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rpbench.cli.shared import format_option, store_option
+from rpbench.cli.shared import Placed, format_option, leaderboard_option, leaderboard_root, store_option
 
 if TYPE_CHECKING:
     from rpbench.entries import Found
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 FORMS = {".txt": "term", ".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
 
 
-@click.command()
+@click.command(cls=Placed)
 @click.argument("boards", nargs=-1)
 @store_option
-@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
+@leaderboard_option
 @click.option("--metric", help="Score by this metric, as ece or robust/fgsm-8.  [default: the board's]")
 @click.option(
     "--order",
@@ -44,6 +44,7 @@ def report(**given: Any) -> None:
     \b
     rpbench report digits
     rpbench report digits --leaderboard --store runs     your rows beside the published
+    rpbench report digits --leaderboard hf:owner/name    those of somebody else
     rpbench report digits --out digits.html              or .md, .tex, .csv, .json
     rpbench report --by model fig1
     rpbench report --figure fig1 --figure fig3
@@ -100,7 +101,7 @@ def _draw(given: dict[str, Any]) -> None:
     if len(given["boards"]) > 1:
         raise click.UsageError("a figure stands on one board: name at most one")
     boards = [load_board(name) for name in given["boards"]]
-    store, found = _records(given, None)
+    store, found = _records(given, leaderboard_root(given["leaderboard"]), None)
     folder = out.parent if out.suffix else out
     if not folder.is_dir():
         raise click.UsageError(f"--out: there is no folder '{folder}'")
@@ -108,21 +109,22 @@ def _draw(given: dict[str, Any]) -> None:
         click.echo(str(path.replace(out) if out.suffix else path))
 
 
-def _records(given: dict[str, Any], board: str | None) -> tuple[Path | None, Found]:
-    """The store and what it holds; or the published records of one board or of all, beside a store that is named."""
+def _records(given: dict[str, Any], root: Path | None, board: str | None) -> tuple[Path | None, Found]:
+    """The store and what it holds; or the records of one board or of all that a leaderboard has, beside a store that is
+    named."""
     from rpbench.board import board_names
     from rpbench.entries import Found, read_store
-    from rpbench.published import beside, published_boards, root_of
+    from rpbench.published import beside, published_boards
     from rpbench.store import default_store
 
-    store = given["store"] if given["leaderboard"] else given["store"] or default_store()
+    store = given["store"] if root else given["store"] or default_store()
     if store is not None and not store.is_dir():
         raise click.UsageError(f"there is no store '{store}': --store DIR, RPBENCH_STORE, or --leaderboard")
     own = read_store(store) if store is not None else Found()
-    if not given["leaderboard"]:
+    if not root:
         return store, own
     shelved = board in board_names()  # a board of one's own may share cells with any
-    return store, beside(own, [board] if board and shelved else published_boards(root_of()))
+    return store, beside(own, [board] if board and shelved else published_boards(root), root)
 
 
 def _sheets(given: dict[str, Any]) -> list[Any]:
@@ -133,10 +135,11 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     from rpbench.selection import select
 
     sheets, read, unknown = [], None, None
+    root = leaderboard_root(given["leaderboard"])
     plans = [(name, expand(load_board(name))) for name in given["boards"] or board_names()]
     for name, plan in plans:
-        if read is None or given["leaderboard"]:
-            store, read = _records(given, name)
+        if read is None or root:
+            store, read = _records(given, root, name)
         chosen = select(plan, read.entries, read.faults)
         if not chosen.places and not given["boards"]:
             continue
@@ -151,19 +154,19 @@ def _sheets(given: dict[str, Any]) -> list[Any]:
     if not sheets and unknown:
         raise unknown
     if not sheets:
-        where = "the leaderboard" if given["leaderboard"] else f"store '{store}'"
+        where = "the leaderboard" if root else f"store '{store}'"
         if read is not None and read.entries:
             raise click.UsageError(f"{where} has records of no board on the shelf: name the board's file")
         raise click.UsageError(f"{where} has no record of any board: rpbench sweep BOARD (rpbench list boards)")
     return sheets
 
 
-@click.command()
+@click.command(cls=Placed)
 @click.argument("a")
 @click.argument("b")
 @click.option("--board", "boards", multiple=True, help="On this board.  [default: every board that ranks both]")
 @store_option
-@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
+@leaderboard_option
 @click.option("--metric", help="By this metric, as ece or robust/fgsm-8.  [default: the board's]")
 @format_option("term", "json")
 def compare(**given: Any) -> None:
@@ -204,22 +207,61 @@ def compare(**given: Any) -> None:
 
 
 @click.command()
-@click.argument("board")
+@click.argument("board", required=False)
 @store_option
 @click.option(
     "--root", type=click.Path(path_type=Path, file_okay=False), help="A leaderboard's folder.  [default: leaderboard/]"
 )
-def publish(board: str, store: Path | None, root: Path | None) -> None:
-    """Put a store's records of a board into the published leaderboard, and make its tables and page anew."""
-    from rpbench.published import publish as put
+@click.option("--refresh", is_flag=True, help="Make the tables and the page anew from the records, and nothing else.")
+@click.option("--to", metavar="hf:OWNER/NAME", help="Put the leaderboard into a public dataset repository.")
+def publish(board: str | None, store: Path | None, root: Path | None, refresh: bool, to: str | None) -> None:
+    """Put a store's records of a board into the published leaderboard, and make its tables and page anew.
+
+    \b
+    rpbench publish digits --store runs
+    rpbench publish --refresh                    after a merge in git
+    rpbench publish --to hf:owner/name           report --leaderboard hf:owner/name reads it
+    """
     from rpbench.published import root_of
+
+    if (board is None) == (not refresh and to is None):
+        raise click.UsageError("name a board, as rpbench publish digits, or give --refresh or --to alone")
+    folder = root_of(root)
+    if board is not None:
+        _publish(board, store, folder)
+    if refresh:
+        _refresh(folder)
+    if to is not None:
+        _upload(folder, to)
+
+
+def _publish(board: str, store: Path | None, folder: Path) -> None:
+    from rpbench.published import publish as put
     from rpbench.report.words import counted, plain
     from rpbench.store import default_store
 
-    folder = root_of(root)
     done = put(board, store or default_store(), folder)
     for name, records in done.files.items():
         click.echo(f"{board}/{name}: {counted(records, 'record')}")
     for fault in done.left_out:
         click.echo(f"left out: {plain(fault.place)}: {plain(fault.why)}", err=True)
     click.echo(f"made anew: {folder / 'README.md'}, {folder / 'index.html'}", err=True)
+
+
+def _refresh(folder: Path) -> None:
+    from rpbench.published import refresh
+
+    if not folder.is_dir():
+        raise click.UsageError(f"--root: there is no folder '{folder}'")
+    changed = refresh(folder)
+    click.echo(f"made anew: {', '.join(str(folder / name) for name in changed)}" if changed else "nothing to do")
+
+
+def _upload(folder: Path, to: str) -> None:
+    from rpbench.hub import upload
+    from rpbench.report.words import counted
+
+    done = upload(folder, to)
+    for name in done.removed:
+        click.echo(f"removed there: {name}", err=True)
+    click.echo(f"{done.pinned}: {counted(len(done.files), 'file')}")

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rpbench.cli.shared import format_option, store_option
+from rpbench.cli.shared import Placed, format_option, leaderboard_option, leaderboard_root, store_option
 
 if TYPE_CHECKING:
     from rpbench.claims import Norms
     from rpbench.entries import Entry
 
 
-@click.command()
+@click.command(cls=Placed)
 @click.argument("names", nargs=-1)
 @store_option
-@click.option("--leaderboard", is_flag=True, help="The published records; with --store, beside that store's.")
+@leaderboard_option
 @format_option("term", "md", "json")
 def claims(**given: Any) -> None:
     """Judge the paper's statements: reproduced, refuted, cannot be separated, not run.
@@ -47,14 +47,15 @@ def _records(given: dict[str, Any]) -> tuple[list[Entry], Norms | None]:
     """
     from rpbench.claims import read_norms
     from rpbench.entries import Found, read_store
-    from rpbench.published import beside, published_boards, root_of
+    from rpbench.published import beside, published_boards
     from rpbench.store import default_store
 
-    store = given["store"] if given["leaderboard"] else given["store"] or default_store()
+    root = leaderboard_root(given["leaderboard"])
+    store = given["store"] if root else given["store"] or default_store()
     if given["store"] and not store.is_dir():
         raise click.UsageError(f"there is no store '{store}': --store DIR, or --leaderboard")
     own = read_store(store) if store else Found()
-    found = beside(own, published_boards(root_of()) if given["leaderboard"] else ())
+    found = beside(own, published_boards(root), root) if root else own
     if found.faults:
         click.echo(f"{len(found.faults)} records cannot be used: rpbench status says why", err=True)
     return found.entries, read_norms(store) if store else None

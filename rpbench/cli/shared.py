@@ -136,6 +136,45 @@ def store_option(command: Command) -> Command:
     )(command)
 
 
+class Placed(click.Command):
+    """A command whose --leaderboard may stand alone or have a place: DIR or hf:OWNER/NAME; a board's or a row's name
+    behind it is an argument of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from rpbench.hub import is_place
+
+        end = args.index("--") if "--" in args else len(args)
+        places = [is_place(arg) for arg in [*args[1:end], ""]]
+        alone = [i for i, arg in enumerate(args[:end]) if arg == LEADERBOARD and not places[i]]
+        return super().parse_args(ctx, [f"{arg}={SHIPPED}" if i in alone else arg for i, arg in enumerate(args)])
+
+
+LEADERBOARD, SHIPPED = "--leaderboard", "shipped"
+
+
+def leaderboard_option(command: Command) -> Command:
+    return click.option(
+        LEADERBOARD, metavar="[DIR|hf:OWNER/NAME[@REV]]",
+        help="The published records, those that ship or others; with --store, beside that store's.",
+    )(command)  # fmt: skip
+
+
+def leaderboard_root(given: str | None) -> Path | None:
+    """The folder of the leaderboard that is asked for, None where none is; on stderr the state of one from the hub."""
+    if given is None:
+        return None
+    if given == SHIPPED:
+        from rpbench.published import root_of
+
+        return root_of()
+    from rpbench.hub import leaderboard_at
+
+    found = leaderboard_at(given)
+    if found.pinned:
+        click.echo(f"leaderboard: {found.pinned}", err=True)
+    return found.root
+
+
 def import_torch() -> None:
     """Import torch, and keep the garbage collector from what it made: a third of a second, half of it at exit."""
     if "torch" in sys.modules:
