@@ -23,6 +23,7 @@ LAYERS = [
         "cli.starting",
         "cli.submitting",
         "cli.verifying",
+        "cli.merging",
     ],
     ["cli.shared"],
     ["trial"],

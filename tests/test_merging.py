@@ -362,3 +362,29 @@ def test_labels_tell_rows_apart() -> None:
     assert label(("mine", "1", power, "erk")) == ["mine:power=0.5"]  # that is another's name
     assert label(("mine", "1", power, "mine"), ("mine", "1", "{}", "mine")) == ["mine:power=0.5", "mine"]
     assert label(("mine", "1", power, "mine"), ("mine", "2", "{}", "")) == ["mine @11111111", "mine @22222222"]
+
+
+def test_the_command_verifies_before_it_merges(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(tmp_path / "bundle", source(tmp_path))
+    before = files_of(root)
+    command = ["submit", "--merge", str(tmp_path / "bundle"), "--root", str(root)]
+    made_up = CliRunner().invoke(main, command)
+    assert made_up.exit_code == 1
+    assert made_up.stdout == ""
+    assert "R9" in made_up.stderr  # it has no outputs
+    assert made_up.stderr.endswith("nothing was merged\n")
+    assert files_of(root) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("rpbench.verification.checked", lambda subject, say: PASSED)
+        patch.setattr("rpbench.verification.level", lambda verdicts: "checked")
+        done = CliRunner().invoke(main, command)
+        assert (done.exit_code, done.stdout) == (0, "mine on digits: 20 records, checked\n"), done.stderr
+        again = CliRunner().invoke(main, command)
+        assert again.stdout == "mine on digits: 20 records, checked, as merged before: nothing to do\n"
+    for args, why in (
+        (["submit", "erk"], "name a scheme and a board"),
+        ([*command, "--board", "digits"], "--merge takes"),
+        (["submit", "--merge", str(tmp_path / "no.zip")], "does not exist"),
+    ):
+        assert CliRunner().invoke(main, args).exit_code == 2
+        assert why in CliRunner().invoke(main, args).output

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rpbench.cli.merging import merge_bundle, merge_options
 from rpbench.cli.shared import Command, store_option
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ def card_options(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("scheme", metavar="NAME[:KEY=VALUE,...]")
-@click.option("--board", required=True, help="A board's name, or a TOML file.")
+@click.argument("scheme", metavar="NAME[:KEY=VALUE,...]", required=False)
+@click.option("--board", help="A board's name, or a TOML file.")
 @click.option("--sampler", default="", help="A sampler's name, or ./mine.py.  [default: the board's]")
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: NAME-BOARD.zip here]")
 @click.option("--archive/--folder", default=None, help="A .zip, or a folder.  [default: as --out is named]")
 @card_options
+@merge_options
 def submit(**given: Any) -> None:
     """Put a row of a board into a bundle that anybody can check.
 
@@ -66,6 +68,7 @@ def submit(**given: Any) -> None:
     rpbench submit ./mine.py:power=0.7 --board digits --card card.toml
     rpbench submit uniform --sampler ./mica.py --board luck --card card.toml
     rpbench verify mine-digits.zip                     what a maintainer does
+    rpbench submit --merge mine-digits.zip             and then
 
     \b
     card.toml:
@@ -74,6 +77,13 @@ def submit(**given: Any) -> None:
       licence = "Apache-2.0"
       claim = "Better than ERK below 5 % density"
     """
+    if given["bundle"] is not None:
+        if given["scheme"] or given["board"]:
+            raise click.UsageError("--merge takes a bundle, which says of which row and board it is")
+        merge_bundle(given)
+        return
+    if not given["scheme"] or not given["board"]:
+        raise click.UsageError("name a scheme and a board, as rpbench submit ./mine.py --board digits")
     import datetime
 
     from rpbench.bundling import put, scored_sheet

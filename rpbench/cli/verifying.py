@@ -49,16 +49,21 @@ def verify(**given: Any) -> None:
     Exit code 0 where nothing failed, 1 where something did.
     """
     import_torch()
-    from rpbench.verification import checked, in_order, level
-
     with _subject(given) as subject:
-        verdicts = checked(subject, _say(given["form"]))
-        chosen, compared = _rerun(subject, given) if given["rerun"] or given["cells"] else (None, [])
-        verdicts = in_order([*verdicts, *(one.verdict for one in compared)])
-        told = level(verdicts)
-        click.echo(_show(subject, verdicts, told, chosen, compared, given["form"]))
+        verdicts, text = judged(subject, given)
+        click.echo(text)
     if any(v.state == "failed" for v in verdicts):
         raise SystemExit(1)
+
+
+def judged(subject: Subject, given: dict[str, Any]) -> tuple[list[Verdict], str]:
+    """Every verdict, those on cells that are trained again as asked for included; and all of them as text."""
+    from rpbench.verification import checked, in_order, level
+
+    verdicts = checked(subject, _say(given["form"]))
+    chosen, compared = _rerun(subject, given) if given["rerun"] or given["cells"] else (None, [])
+    verdicts = in_order([*verdicts, *(one.verdict for one in compared)])
+    return verdicts, _show(subject, verdicts, level(verdicts), chosen, compared, given["form"])
 
 
 @contextlib.contextmanager
