@@ -20,11 +20,12 @@ from rpbench.checks import asked, pruned, scored, submitted, trained
 from rpbench.checks.known import Known, Source, threads
 from rpbench.checks.told import Skipped, Told, read
 from rpbench.data.sources import Roots
-from rpbench.entries import read_store
+from rpbench.entries import LEVELS, read_store
 from rpbench.errors import RpbenchError, UsageError
+from rpbench.isolated import Limits
 from rpbench.published import line, root_of
 from rpbench.record import canonical
-from rpbench.rows import LEVELS
+from rpbench.rules import rule_of
 from rpbench.untrusted import shown
 from rpbench.verdict import Verdict, failed
 
@@ -35,28 +36,27 @@ RERUNS = 3  # cells that must have been trained again for a row to be verified
 
 @dataclass(frozen=True)
 class Check:
-    """A check of one cell: its name, its rule, whether it looks only at cells with a result."""
+    """A check of one cell: its name, what looks, whether it looks only at cells with a result."""
 
     name: str
-    rule: str
     look: Look
     ok: bool = True
 
 
 CHECKS = (
-    Check("identity", "R11", asked.identity, ok=False),
-    Check("protocol", "R5", asked.protocol, ok=False),
-    Check("budget", "R3", asked.budget, ok=False),
-    Check("curve", "R6", trained.curve),
-    Check("counts", "R8", pruned.counts, ok=False),
-    Check("batches", "R7", pruned.batches),
-    Check("masks", "R8", pruned.masks),
-    Check("metrics", "R9", scored.metrics),
-    Check("labels", "R9", scored.labels),
-    Check("flops", "R10", pruned.flops),
+    Check("identity", asked.identity, ok=False),
+    Check("protocol", asked.protocol, ok=False),
+    Check("budget", asked.budget, ok=False),
+    Check("curve", trained.curve),
+    Check("counts", pruned.counts, ok=False),
+    Check("batches", pruned.batches),
+    Check("masks", pruned.masks),
+    Check("metrics", scored.metrics),
+    Check("labels", scored.labels),
+    Check("flops", pruned.flops),
 )
 ORDER = (
-    "files", "source", "contract", "card", "records", "columns", "identity", "cells", "protocol", "budget", "curve",
+    "files", "source", "contract", "card", "records", "identity", "cells", "protocol", "budget", "curve",
     "counts", "batches", "masks", "metrics", "labels", "flops", "rerun",
 )  # fmt: skip
 COMPLETE = ("records", "identity", "cells", "protocol", "budget")  # none of these skipped
@@ -73,9 +73,12 @@ class Subject:
     verdicts: tuple[Verdict, ...]
 
 
-def verify(bundle: Bundle, roots: Roots | None = None, board: Board | None = None) -> list[Verdict]:
-    """Every verdict on a bundle that needs no training. `board` is for boards that are not on the shelf."""
-    with bundle_subject(bundle, roots, board) as subject:
+def verify(
+    bundle: Bundle, roots: Roots | None = None, board: Board | None = None, limits: Limits | None = None
+) -> list[Verdict]:
+    """Every verdict on a bundle that needs no training. `board` is for boards that are not on the shelf, `limits` of
+    calls of its functions."""
+    with bundle_subject(bundle, roots, board, limits) as subject:
         return checked(subject)
 
 
@@ -99,29 +102,31 @@ def level(verdicts: Sequence[Verdict]) -> str:
 
 
 @contextlib.contextmanager
-def bundle_subject(bundle: Bundle, roots: Roots | None = None, board: Board | None = None) -> Iterator[Subject]:
+def bundle_subject(
+    bundle: Bundle, roots: Roots | None = None, board: Board | None = None, limits: Limits | None = None
+) -> Iterator[Subject]:
     """A bundle made ready; its source file lies in a folder of its own meanwhile. UsageError for an unknown board."""
     manifest = bundle.manifest
     if board is None:
         if manifest.board.name not in board_names():
             raise UsageError(f"board {shown(manifest.board.name)} is not on the shelf: give its file with --board")
         board = load_board(manifest.board.name)
-    verdicts = _verdicts("files", "R11", [f"{shown(f.place)} {f.why}" for f in file_faults(bundle)])
+    verdicts = _verdicts("files", [f"{shown(f.place)} {f.why}" for f in file_faults(bundle)])
     faults = list(submitted.source(bundle))
-    verdicts += _verdicts("source", "R1", faults)
-    verdicts += _verdicts("card", "R12", list(submitted.card(bundle)))
+    verdicts += _verdicts("source", faults)
     with tempfile.TemporaryDirectory(prefix="rpbench-") as folder:
         source = None
         if bundle.source is not None:
             path = Path(folder, bundle.source_name)
             path.write_bytes(bundle.source)
             barred = "its source breaks the rules (check source): it is not run" if faults else ""
-            source = Source(manifest.kind, path, hashlib.sha256(bundle.source).hexdigest(), barred)
-        known = Known(expand(board), roots, source)
-        tolds, read_verdicts = read(bundle.cells, whole=True)
-        verdicts += submitted.contract(bundle, known) + read_verdicts
-        verdicts += _verdicts("cells", "R4", list(_row_faults(bundle, board, tolds, known)))
-        yield Subject(str(bundle.place), tuple(tolds), known, tuple(verdicts))
+            source = Source(bundle.manifest.kind, path, hashlib.sha256(bundle.source).hexdigest(), barred)
+        with Known(expand(board), roots, source, limits) as known, threads(1):
+            tolds, read_verdicts = read(bundle.cells, whole=True)
+            verdicts += submitted.contract(bundle, known) + read_verdicts
+            verdicts += _verdicts("card", list(submitted.card(bundle, known)))
+            verdicts += _verdicts("cells", list(_row_faults(bundle, board, tolds)))
+            yield Subject(str(bundle.place), tuple(tolds), known, tuple(verdicts))
 
 
 def store_subject(board: str, store: Path, roots: Roots | None = None) -> Subject:
@@ -154,7 +159,7 @@ def published_subject(board: str, root: Path | None = None, roots: Roots | None 
     if not evidences:
         raise UsageError(f"leaderboard '{root_of(root)}' has no records of board '{board}'")
     tolds, verdicts = read(evidences, whole=False)
-    columns = [v for path in files for v in _column_verdicts(path, known)]
+    columns = [v for path in files for v in _column_faults(path, known)]
     return Subject(f"{board} in the leaderboard", tuple(tolds), known, (*verdicts, *columns))
 
 
@@ -193,9 +198,10 @@ def looked(check: Check, told: Told, known: Known) -> list[Verdict]:
         faults.append(" ".join(str(error).split()))
     except Exception as error:
         faults.append(f"cannot be checked: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    rule = rule_of(check.name)
     if faults:
-        return [Verdict(check.name, check.rule, "failed", why, told.where) for why in faults]
-    return [Verdict(check.name, check.rule, "skipped" if skipped else "passed", skipped, told.where)]
+        return [Verdict(check.name, rule, "failed", why, told.where) for why in faults]
+    return [Verdict(check.name, rule, "skipped" if skipped else "passed", skipped, told.where)]
 
 
 def in_order(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -203,13 +209,13 @@ def in_order(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=lambda v: ORDER.index(v.check) if v.check in ORDER else len(ORDER))
 
 
-def _verdicts(check: str, rule: str, faults: list[str]) -> list[Verdict]:
+def _verdicts(check: str, faults: list[str]) -> list[Verdict]:
     if faults:
-        return [Verdict(check, rule, "failed", why) for why in faults]
-    return [Verdict(check, rule, "passed")]
+        return [Verdict(check, rule_of(check), "failed", why) for why in faults]
+    return [Verdict(check, rule_of(check), "passed")]
 
 
-def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -> Iterator[str]:
+def _row_faults(bundle: Bundle, board: Board, tolds: list[Told]) -> Iterator[str]:
     """Whether a bundle is of today's board, and of one row: the one that it says."""
     part = bundle.manifest.board
     if part.version != board.version or part.hash != board_hash(board):
@@ -223,16 +229,11 @@ def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -
                 break
 
 
-def _column_verdicts(path: Path, known: Known) -> list[Verdict]:
-    """Whether the flat columns of published lines are those of the records in them, and each is there once."""
-    found = []
+def _column_faults(path: Path, known: Known) -> Iterator[Verdict]:
+    """Published lines whose flat columns are not those of the records in them."""
     for number, text in enumerate(path.read_text(errors="replace").split("\n"), start=1):
-        if not text.strip():
-            continue
-        place = f"{path.name}:{number}"
-        why = _column_fault(text, known)
-        found.append(Verdict("columns", "R11", "failed" if why else "passed", why, place))
-    return found
+        if text.strip() and (why := _column_fault(text, known)):
+            yield Verdict("records", "R11", "failed", why, f"{path.name}:{number}")
 
 
 def _column_fault(text: str, known: Known) -> str:

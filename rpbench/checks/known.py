@@ -17,13 +17,15 @@ from torch import nn
 
 from rpbench import options
 from rpbench.board import Context, Plan, Wanted
-from rpbench.catalog import find_sampler, find_scheme, is_shelved_sampler, is_shelved_scheme
+from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, isolated_sampler, isolated_scheme
 from rpbench.cell import Cell, ask
 from rpbench.checks.told import Skipped, Told
 from rpbench.data import opened
-from rpbench.data.opened import Limits, TaskImages
+from rpbench.data.opened import Limits as ImageLimits
+from rpbench.data.opened import TaskImages
 from rpbench.data.sources import Roots
 from rpbench.errors import DataError, RpbenchError
+from rpbench.isolated import Limits, session
 from rpbench.layers import LayerTable, layer_table
 from rpbench.models import build, resolve
 from rpbench.pack import own_cores
@@ -78,10 +80,16 @@ class Sets:
 
 
 class Known:
-    """The definitions that a board stands on, and what follows from them, worked out once."""
+    """The definitions that a board stands on, and what follows from them, worked out once.
 
-    def __init__(self, plan: Plan, roots: Roots | None = None, source: Source | None = None) -> None:
-        self.plan, self.roots, self.source = plan, roots or Roots(), source
+    A context: at its end the processes end in which a submission's functions ran.
+    """
+
+    def __init__(
+        self, plan: Plan, roots: Roots | None = None, source: Source | None = None, limits: Limits | None = None
+    ) -> None:
+        self.plan, self.roots, self.source, self.limits = plan, roots or Roots(), source, limits or Limits()
+        self._sessions = contextlib.ExitStack()
         self._given_tasks = {w.context.task: w.asked["task"] for w in plan.cells}
         self._models = {w.context[:2]: w.asked["model"] for w in plan.cells}
         self._nets: dict[tuple[str, str], Net] = {}
@@ -90,6 +98,12 @@ class Known:
         self._cells: dict[tuple[str, str], Cell] = {}
         self._functions: dict[tuple[str, str], Scheme | Sampler] = {}
         self._planned: tuple[str, Planned | RpbenchError] | None = None
+
+    def __enter__(self) -> Known:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sessions.close()
 
     def task(self, record: RunRecord) -> Task:
         """The task that a record is of, as it is defined today."""
@@ -133,7 +147,7 @@ class Known:
     def _open(self, task: Task) -> TaskImages | Skipped:
         try:
             found, skipped = opened.find_all(task, self.roots, training=True, skip_missing=True)
-            images = opened.open_all(task, found, skipped, Limits(), workers=0)
+            images = opened.open_all(task, found, skipped, ImageLimits(), workers=0)
         except DataError as error:
             return Skipped(f"the images of task '{task.name}' are not here: {error}")
         if images.notes:
@@ -142,12 +156,12 @@ class Known:
 
     def scheme(self, name: str, sha256: str) -> Scheme:
         """The scheme of this name and source: the submitted file, or the shelf's. Skipped where it is neither."""
-        found = self._function("scheme", name, sha256, is_shelved_scheme(name), find_scheme)
+        found = self._function("scheme", name, sha256, is_shelved_scheme(name), isolated_scheme)
         assert isinstance(found, Scheme)
         return found
 
     def sampler(self, name: str, sha256: str) -> Sampler:
-        found = self._function("sampler", name, sha256, is_shelved_sampler(name), find_sampler)
+        found = self._function("sampler", name, sha256, is_shelved_sampler(name), isolated_sampler)
         assert isinstance(found, Sampler)
         return found
 
@@ -159,7 +173,7 @@ class Known:
     def _function(
         self, kind: str, name: str, sha256: str, shelved: bool, find: Callable[[str], tuple[Any, Any]]
     ) -> Scheme | Sampler:
-        """The one place where a submission's code is loaded."""
+        """The one place that reaches a submission's code, which runs in a confined process: one for all its calls."""
         path = self.path_of(kind, sha256)
         if path and self.source is not None and self.source.barred:
             raise Skipped(self.source.barred)
@@ -167,7 +181,7 @@ class Known:
             raise Skipped(f"the file of {kind} '{name}' (sha256 {sha256[:12]}...) is not here")
         given = path or name
         if (kind, given) not in self._functions:
-            self._functions[kind, given] = find(given)[0]
+            self._functions[kind, given] = self._sessions.enter_context(session(find(given)[0], self.limits))
         return self._functions[kind, given]
 
     def cell(self, record: RunRecord) -> Cell:

@@ -110,7 +110,7 @@ def _part_faults(
 ) -> Iterator[str]:
     word = "metrics" if part == "selected" else "last"
     inside = _checked(told, f"{part}/test", task, sets, names)
-    found = _classification(inside, task)
+    found = classification(inside, task)
     bounds: dict[str, tuple[float, float]] = {}
     for name, kind in names.items():
         if kind == "test" or f"{part}/{name}" not in told.evidence.outputs:
@@ -124,7 +124,7 @@ def _part_faults(
             for key, value in formulas.detection(a, b).items():
                 found[f"{key}{suffix}/{name}"] = value
                 if not _equal(value, claimed.get(f"{key}{suffix}/{name}", math.nan)):
-                    bounds[f"{key}{suffix}/{name}"] = _tied(a, b, key)
+                    bounds[f"{key}{suffix}/{name}"] = tied(a, b, key)
     for key, value in found.items():
         told_value = claimed.get(key)
         low, high = bounds.get(key, (value, value))
@@ -136,7 +136,7 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=EXACT, abs_tol=1e-12)
 
 
-def _tied(inside: formulas.Array, outside: formulas.Array, key: str) -> tuple[float, float]:
+def tied(inside: formulas.Array, outside: formulas.Array, key: str) -> tuple[float, float]:
     """The least and most that a detection metric can be where scores that are equal but for rounding are ordered
     against it, or for it."""
     shift = TIED * np.maximum(1.0, np.abs(outside))
@@ -171,11 +171,11 @@ def _checked(told: Told, name: str, task: Task, sets: Sets, names: Mapping[str, 
     if "labels" in arrays and not ((arrays["labels"] >= 0) & (arrays["labels"] < classes)).all():
         raise _Wrong(f"{place} has labels outside 0..{classes - 1}")
     if "rank" in arrays:
-        _check_summary(arrays, place, classes)
+        check_summary(arrays, place, classes)
     return arrays
 
 
-def _check_summary(arrays: Arrays, place: str, classes: int) -> None:
+def check_summary(arrays: Arrays, place: str, classes: int) -> None:
     """What the numbers kept of a pass over many classes must be to each other. Raises _Wrong."""
     right, c = arrays["prediction"] == arrays["labels"], arrays["confidence"]
     p, brier, rank = np.exp(-arrays["loss"]), arrays["brier"], arrays["rank"]
@@ -195,7 +195,7 @@ def _check_summary(arrays: Arrays, place: str, classes: int) -> None:
             raise _Wrong(f"{place}: example {int(np.flatnonzero(wrong)[0])} has {why}")
 
 
-def _classification(arrays: Arrays, task: Task) -> dict[str, float]:
+def classification(arrays: Arrays, task: Task) -> dict[str, float]:
     labels = arrays["labels"]
     if "logits" in arrays:
         return formulas.classification(arrays["logits"], labels, task.evaluation.top5)

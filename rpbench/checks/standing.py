@@ -134,8 +134,11 @@ def peers(found: Mapping[Row, Group], own: Row) -> dict[Row, Group]:
     """The rows that share one variance with `own`, itself among them."""
     kept = dict(found)
     while len(kept) > 1 and (pooled := pool(kept.values())) is not None and not pooled.homogeneous:
-        middle = _log(found[own]) if own in found else -math.inf
-        away = max((row for row in kept if row != own), key=lambda row: (abs(_log(found[row]) - middle), str(row)))
+        rest = [row for row in kept if row != own]
+        if own in found:
+            away = max(rest, key=lambda row: (abs(_log(found[row]) - _log(found[own])), str(row)))
+        else:
+            away = max(rest, key=lambda row: (_log(found[row]), str(row)))
         del kept[away]
     return kept
 

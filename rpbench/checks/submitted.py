@@ -1,89 +1,77 @@
-"""Checks of a submission itself: its source file, its card, the contract."""
+"""Checks of a submission itself: its source file, the contract, its card."""
 
 from __future__ import annotations
 
-import ast
-import re
-import sys
 from collections.abc import Iterator
 
-from rpbench.bundle import SOURCE, Bundle
-from rpbench.catalog import is_shelved_sampler, is_shelved_scheme
-from rpbench.checks.known import Known
+from rpbench.bundle import Bundle, Named
+from rpbench.card import Said, card_faults
+from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, isolated_sampler, isolated_scheme
+from rpbench.checks.known import Known, bound
+from rpbench.contract import verdicts
+from rpbench.contract.samplers import sampler_list
+from rpbench.contract.schemes import scheme_list
+from rpbench.errors import RpbenchError
+from rpbench.source import source_faults
 from rpbench.untrusted import shown
 from rpbench.verdict import Verdict
 
-ALLOWED = frozenset({"numpy", "scipy", "torch", "rpbench"})
-DECORATORS = {"scheme": {"shape_scheme", "score_scheme"}, "sampler": {"mask_sampler"}}
+
+def submitted_part(bundle: Bundle) -> Named:
+    """The scheme or sampler that a bundle submits."""
+    return bundle.manifest.scheme if bundle.manifest.kind == "scheme" else bundle.manifest.sampler
+
+
+def is_shelved(bundle: Bundle) -> bool:
+    """Whether the name of what is submitted is on the shelf."""
+    shelved = is_shelved_scheme if bundle.manifest.kind == "scheme" else is_shelved_sampler
+    return shelved(submitted_part(bundle).name)
 
 
 def source(bundle: Bundle) -> Iterator[str]:
     """What is wrong with the source file, from its text alone: nothing of it is run."""
-    manifest = bundle.manifest
-    part = manifest.scheme if manifest.kind == "scheme" else manifest.sampler
-    shelved = is_shelved_scheme if manifest.kind == "scheme" else is_shelved_sampler
+    kind, name = bundle.manifest.kind, submitted_part(bundle).name
     if bundle.source is None:
-        if not shelved(part.name):
-            yield f"source/{part.name}.py is missing: no {manifest.kind} of this name is on the shelf"
+        if not is_shelved(bundle):
+            yield f"source/ is empty: no {kind} {shown(name)} is on the shelf"
         return
-    if len(bundle.source) > SOURCE:
-        yield f"source/{bundle.source_name} has {len(bundle.source):,} bytes: at most {SOURCE:,} are read"
-        return
+    yield from (f"source/{bundle.source_name} {fault}" for fault in source_faults(bundle.source, kind))
+    if is_shelved(bundle):
+        yield f"source/{bundle.source_name} is for {shown(name)}, which is on the shelf already: another name is needed"
+
+
+def card(bundle: Bundle, known: Known) -> Iterator[str]:
+    """What the card lacks, by the docstring of what is submitted."""
+    name, own = submitted_part(bundle).name, known.source
+    find = isolated_scheme if bundle.manifest.kind == "scheme" else isolated_sampler
+    if own is not None and own.barred:
+        return  # `source` says why it is not read
     try:
-        tree = ast.parse(bundle.source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        yield f"source/{bundle.source_name} is not Python: {' '.join(str(error).split())}"
+        found = find(str(own.path) if own is not None else name)[0]
+    except RpbenchError as error:
+        yield f"the docstring of {shown(name)} cannot be read: {error}"
         return
-    decorated = [f for f in tree.body if isinstance(f, ast.FunctionDef) and _decorators(f) & DECORATORS[manifest.kind]]
-    if len(decorated) != 1:
-        yield f"source/{bundle.source_name} has {len(decorated)} decorated functions at its top: it must have one"
-    for function in decorated:
-        if function.name != part.name:
-            yield f"source/{bundle.source_name} defines {shown(function.name)}: {manifest.kind}.name is {part.name}"
-    for name in sorted(_imports(tree) - ALLOWED - sys.stdlib_module_names):
-        yield f"source/{bundle.source_name} imports {shown(name)}: the standard library, {_listed()} are allowed"
-
-
-def _listed() -> str:
-    return ", ".join(sorted(ALLOWED))
-
-
-def _decorators(function: ast.FunctionDef) -> set[str]:
-    names = [d.func if isinstance(d, ast.Call) else d for d in function.decorator_list]
-    return {n.attr if isinstance(n, ast.Attribute) else n.id for n in names if isinstance(n, ast.Attribute | ast.Name)}
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    """The packages that a file imports, at whatever place; a relative import is one of ''."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add("" if node.level else (node.module or "").partition(".")[0])
-    return found
-
-
-def card(bundle: Bundle) -> Iterator[str]:
-    """Who submits what, with an address, a licence, and a docstring that names the source."""
-    told, part = bundle.manifest.card, bundle.manifest.scheme
-    part = part if bundle.manifest.kind == "scheme" else bundle.manifest.sampler
-    if told.name != part.name:
-        yield f"card.name is {shown(told.name)}: the {bundle.manifest.kind} is {shown(part.name)}"
-    if not re.match(r"https?://[^\s/]+", told.source):
-        yield f"card.source is {shown(told.source)}: it must be an address, https://..."
-    if bundle.source is None:
-        return
-    try:
-        tree = ast.parse(bundle.source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # `source` says so
-    function = next((f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == part.name), None)
-    docstring = ast.get_docstring(function) if function else None
-    if function and not re.search(r"https?://\S+", docstring or ""):
-        yield f"the docstring of {shown(part.name)} has no address of its source"
+    told = bundle.manifest.card.model_dump(exclude_none=True)
+    yield from card_faults(told, Said(found.name, found.summary, found.url))
 
 
 def contract(bundle: Bundle, known: Known) -> list[Verdict]:
-    """What `rpbench try` says of the submitted function."""
-    return [Verdict("contract", "R2", "skipped", "rpbench try has not been asked")]
+    """What `rpbench try` says of the submitted file, which is called in its confined process; nothing of what is on the
+    shelf, whose tests say it."""
+    own, part = known.source, submitted_part(bundle)
+    if own is None:
+        return []
+    if own.barred:
+        return [Verdict("contract", "R2", "skipped", own.barred)]
+    try:
+        if own.kind == "scheme":
+            scheme = known.scheme(part.name, own.sha256)
+            checks = scheme_list(scheme, bound(part.name, scheme.function, part.args), own.path.stem)[0]
+        else:
+            sampler = known.sampler(part.name, own.sha256)
+            checks = sampler_list(sampler, bound(part.name, sampler.function, part.args), own.path.stem)[0]
+    except RpbenchError as error:
+        return [Verdict("contract", "R2", "failed", str(error))]
+    return [
+        Verdict("contract", "R2", v.state, f"{v.check}: {v.why}" if v.why else "", v.where) for v in verdicts(checks)
+    ]
