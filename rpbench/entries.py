@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from rpbench.record import RunRecord, canonical
 from rpbench.streams import Seeds
 
 INDEX = "index.json"
-FORMAT = 1  # of the index: another number is read anew
+FORMAT = 2  # of the index: another number is read anew
 LARGEST = 4 * 2**20  # bytes of a record: the largest nets take 50 KB
 LARGEST_FILE = 64 * 2**20  # bytes of a file of JSON lines: ten thousand records of small nets
 LEVELS = ("reported", "complete", "checked", "verified")  # how far records have been checked, the least first
@@ -81,7 +83,7 @@ class Entry:
     error: str
     layers: tuple[float, ...] = ()  # density of each layer, in table order
     level: str = LEVELS[0]
-    row: str = ""  # what a published line calls the row that it is of
+    row: str = ""  # what its row is called: by a published line, else by who asked for it
 
     @property
     def seeds(self) -> Seeds:
@@ -296,8 +298,27 @@ def entry(record: RunRecord, place: str) -> Entry:
         world_size=env["world_size"] if isinstance(env.get("world_size"), int) else 1,
         command=record.command,
         error=record.error or "",
+        row=_called(record),
         layers=tuple(round(k / n, 4) for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=False)),
     )
+
+
+def _called(record: RunRecord) -> str:
+    """What a record's row is called by who asked for it: scheme and sampler, with the options that were given.
+
+    The record has every option with its value; which of them are defaults only the command tells.
+    """
+    try:
+        words = shlex.split(record.command) if set(record.command) & set("'\"\\") else record.command.split(" ")
+        given = dict(pairwise(words))
+    except ValueError:
+        return ""
+    scheme, sampler = (
+        f"{name}:{rest}" if (rest := given.get(flag, "").partition(":")[2]) else name
+        for name, flag in ((record.scheme.name, "--scheme"), (record.sampler.name, "--sampler"))
+    )
+    label = scheme if sampler == "exact" else f"{scheme} + {sampler}"
+    return label if len(label) <= 200 and label.isprintable() else ""
 
 
 def impossible(record: RunRecord) -> str:
@@ -410,7 +431,7 @@ def _keep_index(store: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 _FIELDS = tuple(Entry.__dataclass_fields__)
 _TUPLES = tuple(_FIELDS.index(name) for name in ("notes", "skipped", "warnings", "layers"))
-_LEVEL, _ROW = _FIELDS.index("level"), _FIELDS.index("row")
+_LEVEL = _FIELDS.index("level")
 
 
 def _values(found: Entry) -> list[Any]:
@@ -420,7 +441,7 @@ def _values(found: Entry) -> list[Any]:
 def _entry(values: list[Any]) -> Entry:
     for i in _TUPLES:
         values[i] = tuple(values[i])
-    values[_LEVEL], values[_ROW] = LEVELS[0], ""  # a store vouches for nothing, whatever its index says
+    values[_LEVEL] = LEVELS[0]  # a store vouches for nothing, whatever its index says
     return Entry(*values)
 
 
