@@ -36,7 +36,7 @@ class Protection:
     @property
     def words(self) -> str:
         """What does not hold, in one line; '' where everything does."""
-        return "not protected here: " + "; ".join(f"{what} ({why})" for what, why in self.lacks) if self.lacks else ""
+        return "does not hold here: " + "; ".join(f"{what} ({why})" for what, why in self.lacks) if self.lacks else ""
 
 
 def expected() -> Protection:

@@ -6,10 +6,12 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpbench.layers import Layer, LayerTable
-from rpbench.wiring import Feed, Wiring
+
+if TYPE_CHECKING:  # numpy has threads, and this is imported before they may be there
+    from rpbench.wiring import Wiring
 
 PREFIX = struct.Struct(">4sIQ")  # magic, bytes of JSON, bytes beside it
 MAGIC = b"rpb1"
@@ -73,10 +75,12 @@ def wiring_out(wiring: Wiring | None) -> dict[str, Any] | None:
 
 def wiring_in(told: dict[str, Any] | None, on_path: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
     """The wiring that was sent; its paths are asked for where the net is."""
-    import numpy as np
-
     if told is None:
         return None
+    import numpy as np
+
+    from rpbench.wiring import Feed, Wiring
+
     feeds = (Feed(s, t, np.array(o, dtype=np.int64), np.array(i, dtype=np.int64)) for s, t, o, i in told["feeds"])
     return Wiring(tuple(told["order"]), tuple(feeds), on_path)
 

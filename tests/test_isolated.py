@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -484,8 +486,13 @@ def test_what_a_platform_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confine, "_no_seccomp", lambda: "no filter is written for riscv64")
     found = confine.expected()
     assert found.holds == ((confine.MEMORY,) if os.uname().sysname == "Linux" else ())
-    assert found.words.startswith("not protected here: files outside of a scratch folder cannot be written (Linux 5.4")
+    assert found.words.startswith("does not hold here: files outside of a scratch folder cannot be written (Linux 5.4")
     assert "the network cannot be used (no filter is written for riscv64)" in found.words
+
+
+def test_nothing_that_has_threads_is_imported_before_a_process_confines_itself() -> None:
+    code = "import rpbench.child, sys; assert not {'numpy', 'torch', 'scipy'} & set(sys.modules), sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_limits_are_positive_and_leave_the_shelf_alone() -> None:
