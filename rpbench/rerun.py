@@ -15,7 +15,7 @@ from rpbench.checks.standing import Relation, Tolerance, among_seeds, choose, li
 from rpbench.checks.told import Told
 from rpbench.entries import Entry, entry
 from rpbench.errors import UsageError
-from rpbench.pack import Watch, own_cores, run_packed
+from rpbench.pack import End, Watch, own_cores, run_packed
 from rpbench.record import RunRecord
 from rpbench.rows import metric_of
 from rpbench.run import Wish
@@ -28,7 +28,15 @@ SEEDS_WEIGH = 10  # p values of four or five seeds are small by chance: a raised
 SOFTWARE = ("rpbench", "torch", "numpy", "platform", "device", "device_name", "threads", "world_size", "precision",
             "engine")  # fmt: skip
 Asked = dict[str, Any]
-Found = RunRecord | str  # what a rerun gave, or why it gave nothing
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell gave when it was trained again: its record and curve, or why there is none."""
+
+    record: RunRecord | None
+    curve: str | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,8 +166,15 @@ def again(
                 [asks[name] for name in part], wish, together, shown_, apart=True, cores=together * threads
             )
             for name, end in zip(part, ends, strict=True):
-                found[name] = end.outcome.record if end.outcome else end.refused
+                found[name] = _found(end)
     return [found[name] for name in names]
+
+
+def _found(end: End) -> Found:
+    if end.outcome is None:
+        return Found(None, refused=end.refused)
+    curve = end.outcome.folder / "curve.jsonl"
+    return Found(end.outcome.record, curve.read_text() if curve.is_file() else None)
 
 
 def compare(
@@ -180,7 +195,7 @@ def compare(
 
 def _compared(
     told: Told,
-    found: Found,
+    again: Found,
     others: Sequence[Entry],
     relation: Relation | None,
     metric: str,
@@ -188,14 +203,15 @@ def _compared(
     least: float,
 ) -> Compared:
     record, shown_metric = told.record, metric_of(metric)
-    if isinstance(found, str):
-        return Compared(told.where, "unknown", f"could not be trained again: {found}", metric)
+    found = again.record
+    if found is None:
+        return Compared(told.where, "unknown", f"could not be trained again: {again.refused}", metric)
     if found.status != record.status or not told.ok:
         same = found.status == record.status
         why = f"ended as {found.status} again" if same else f"ended as {found.status}: the record says {record.status}"
         return Compared(told.where, "within" if same else "outside", why, metric)
-    a, b = numbers(record), numbers(found)
-    differences = {key: a[key] - b[key] for key in a if key in b and not key.endswith("epoch")}
+    a, b = numbers(record, told.evidence.curve), numbers(found, again.curve if told.evidence.curve else None)
+    differences = {key: a[key] - b[key] for key in record.metrics if key in b and key != "epoch"}
     t, f = a.get(metric, math.nan), b.get(metric, math.nan)
     own = _row(told.entry)
     groups = {row: [e.metrics[metric] for e in there if metric in e.metrics] for row, there in _groups(

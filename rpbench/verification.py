@@ -125,13 +125,13 @@ def bundle_subject(
             tolds, read_verdicts = read(bundle.cells, whole=True)
             verdicts += submitted.contract(bundle, known) + read_verdicts
             verdicts += _verdicts("card", list(submitted.card(bundle, known)))
-            verdicts += _verdicts("cells", list(_row_faults(bundle, board, tolds)))
+            verdicts += _verdicts("cells", list(_row_faults(bundle, board, tolds, known)))
             yield Subject(str(bundle.place), tuple(tolds), known, tuple(verdicts))
 
 
-def store_subject(board: str, store: Path, roots: Roots | None = None) -> Subject:
+def store_subject(board: str, store: Path, roots: Roots | None = None, limits: Limits | None = None) -> Subject:
     """The cells of a board that a store has; more seeds than the board's are passed over. UsageError for none."""
-    known = Known(expand(load_board(board)), roots)
+    known = Known(expand(load_board(board)), roots, limits=limits)
     found = read_store(store)
     names = [e.place for e in found.entries if (e.task, e.model, e.density) in known.wanted]
     verdicts = [Verdict("records", "R11", "failed", f.why, f.place) for f in found.faults]
@@ -215,18 +215,26 @@ def _verdicts(check: str, faults: list[str]) -> list[Verdict]:
     return [Verdict(check, rule_of(check), "passed")]
 
 
-def _row_faults(bundle: Bundle, board: Board, tolds: list[Told]) -> Iterator[str]:
+def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -> Iterator[str]:
     """Whether a bundle is of today's board, and of one row: the one that it says."""
-    part = bundle.manifest.board
-    if part.version != board.version or part.hash != board_hash(board):
-        yield f"board '{board.name}' is another today: hash {board_hash(board)[:12]}..., not {part.hash[:12]}..."
-    for kind, told in (("scheme", bundle.manifest.scheme), ("sampler", bundle.manifest.sampler)):
-        for cell in tolds:
-            found = getattr(cell.record, kind)
-            if (found.name, canonical(found.args)) != (told.name, canonical(told.args)):
-                text = f"{found.name} {json.dumps(found.args)}"
-                yield f"{cell.where} is of {kind} {shown(text)}: bundle.json says {shown(told.name)}"
-                break
+    manifest = bundle.manifest
+    if manifest.board.version != board.version or manifest.board.hash != board_hash(board):
+        today = f"version {board.version}, hash {board_hash(board)[:12]}..."
+        yield f"board '{board.name}' is another today: {today}, not {manifest.board.hash[:12]}..."
+    if not tolds:
+        yield "the bundle has no cell with a record that can be read"
+    rows = asked.rows(tolds, known)
+    if len(rows) > 1:
+        yield f"the bundle has cells of {len(rows)} rows: {', '.join(shown(who.scheme) for who in rows)}"
+    for who in rows:
+        for kind, told, name, args in (
+            ("scheme", manifest.scheme, who.scheme, who.args),
+            ("sampler", manifest.sampler, who.sampler, who.sampler_args),
+        ):
+            if (name, args) != (told.name, canonical(told.args)):
+                yield f"its records are of {kind} {shown(name)} {shown(args)}, bundle.json says {shown(told.name)}"
+        if (label := asked.label_of(known, who)) not in ("", manifest.row):
+            yield f"row is {shown(manifest.row)}: such a row is called {label}"
 
 
 def _column_faults(path: Path, known: Known) -> Iterator[Verdict]:

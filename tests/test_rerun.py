@@ -16,7 +16,7 @@ from rpbench.checks.told import Told
 from rpbench.entries import Entry, entry
 from rpbench.errors import UsageError
 from rpbench.record import RunRecord
-from rpbench.rerun import Compared, again, asks_of, choice, compare
+from rpbench.rerun import Compared, Found, again, asks_of, choice, compare
 from rpbench.verification import Subject, published_subject
 
 
@@ -55,7 +55,8 @@ def raised(subject: Subject, place: int, images: int = 8) -> Subject:
 
 
 def compared(subject: Subject, place: int, found: RunRecord | str, beside: Sequence[Entry] = ()) -> Compared:
-    (one,) = compare(subject, [subject.tolds[place].where], [found], beside)
+    again = Found(None, refused=found) if isinstance(found, str) else Found(found)
+    (one,) = compare(subject, [subject.tolds[place].where], [again], beside)
     return one
 
 
@@ -76,14 +77,13 @@ def test_half_stand_out_and_half_are_drawn(digits: Subject) -> None:
         choice(digits, [], 0, 0, named=["nothing"])
 
 
-SCHEMES = ("balanced", "er", "erk", "erk_plus", "grasp", "igq", "pyramid", "smart", "snip", "uniform", "uniform_plus")
+ALL = ("balanced", "er", "erk", "erk_plus", "grasp", "igq", "pyramid", "smart", "snip", "uniform", "uniform_plus")
+# those of pyramid at 0.1 scatter by more than two points, as most do at the lowest densities
+RAISED = [(scheme, d) for scheme in ALL for d in (0.3, 0.1) if (scheme, d) != ("pyramid", 0.1)]
 
 
-@pytest.mark.parametrize("density", [0.3, 0.1])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "density"), RAISED)
 def test_a_raised_record_is_among_three_of_225(digits: Subject, scheme: str, density: float) -> None:
-    if (scheme, density) == ("pyramid", 0.1):
-        pytest.skip("its seeds scatter by more than two points: as at the lowest densities")
     place = where(digits, scheme, density)
     subject = raised(digits, place)
     assert subject.tolds[place].where in choice(subject, [], 3, seed=0).standing_out
@@ -201,7 +201,7 @@ def test_rows_near_chance_do_not_widen_the_tolerance_of_others() -> None:
     assert wide.half > 0.15
     alone = standing.tolerance(values, ("new",), 0.01, 0.0)
     assert alone is not None
-    assert alone.half == usual.half
+    assert alone.half < 0.03
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -234,4 +234,5 @@ def test_the_shipped_board_trained_again(digits: Subject) -> None:
     assert all(one.verdict.state == "passed" for one in compare(digits, chosen.names, found, []))
     place = next(i for i, told in enumerate(digits.tolds) if told.where == chosen.names[0])
     forged = raised(digits, place, images=-8)
-    assert compared(forged, place, found[0]).verdict.state == "failed"
+    (one,) = compare(forged, chosen.names[:1], found[:1], [])
+    assert one.verdict.state == "failed"

@@ -18,6 +18,7 @@ from forged import Forgery
 from rpbench import metrics
 from rpbench.board import Board, Choice, expand
 from rpbench.bundle import open_bundle, store_evidence
+from rpbench.cell import ask
 from rpbench.checks import pruned, scored
 from rpbench.checks.known import Known
 from rpbench.checks.told import Skipped, Told, read
@@ -375,6 +376,15 @@ def other_board(f: Forgery) -> None:
     f.manifest(lambda m: m["board"].update(hash="0" * 64))
 
 
+def other_row(f: Forgery) -> None:
+    f.manifest(lambda m: m.update(row="erk"))
+
+
+def no_cells(f: Forgery) -> None:
+    for _ in range(len(f.cells)):
+        f.remove()
+
+
 def said_to_fail(f: Forgery) -> None:
     """A cell with a bad result, told as one that the budget cannot be met in."""
 
@@ -397,6 +407,7 @@ TAMPERINGS = {
     other_precision: "protocol", swapped_outputs: "metrics", copied_outputs: "metrics", other_name: "identity",
     no_time: "records", data_free: "batches", hidden_warning: "counts", shell: "identity", foreign_keys: "records",
     unread_record: "records", foreign_imports: "source", no_address: "card", other_board: "cells",
+    other_row: "cells", no_cells: "cells",
     said_to_fail: "counts",
 }  # fmt: skip
 
@@ -626,6 +637,47 @@ def test_the_command(lab: Path, forgery: Forgery, invoke: Invoke) -> None:
     assert "FAILED 1 of 4" in done.stdout
     assert "metrics.top1 is" in done.stdout
     assert done.stdout.rstrip().endswith("level: reported")
+
+
+def better_logits(f: Forgery) -> str:
+    """The net's answers mended where they were wrong, in every output, and all metrics as they follow."""
+    cell = f.cells[0]
+    same = f.record()["metrics"]["epoch"] == f.record()["last"]["epoch"]
+    for name in ("selected/test", *(["last/test"] if same else [])):
+        arrays = f.outputs(name)
+        logits = arrays["logits"].copy()
+        wrong = np.flatnonzero(logits.argmax(axis=1) != arrays["labels"])[:8]
+        logits[wrong, arrays["labels"][wrong]] = logits[wrong].max(axis=1) + 1
+        f.write_outputs(name, arrays | {"logits": logits})
+    f.rescore()
+    return cell.name
+
+
+def test_what_only_a_rerun_finds(
+    lab: Path, forgery: Forgery, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    """Outputs that were made up, and everything that follows from them: trained again it is another result."""
+    from rpbench.machine import Processes
+    from rpbench.pack import run_lanes
+
+    def in_this_process(asks: Any, wish: Any, slots: int, watch: Any, **_: Any) -> Any:
+        return run_lanes([ask(**each) for each in asks], wish, slots, watch, Processes())
+
+    monkeypatch.setattr("rpbench.rerun.run_packed", in_this_process)
+    name = better_logits(forgery)
+    forgery.seal()
+    words = ("verify", str(forgery.place), "--board", str(lab / "small.toml"))
+    assert invoke(*words).exit_code == 0
+    done = invoke(*words, "--cell", name, "--format", "json")
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    (fault,) = told["faults"]
+    assert (fault["check"], fault["rule"], fault["where"]) == ("rerun", "R13", name)
+    assert "agree to the bit" in fault["why"]
+    assert told["rerun"]["cells"][0]["outcome"] == "outside"
+    honest = invoke("verify", str(lab / "bundle"), *words[2:], "--rerun", "1", "--rerun-seed", "0")
+    assert honest.exit_code == 0
+    assert "equal to the bit: top-1" in honest.stdout
 
 
 @pytest.mark.parametrize(

@@ -292,14 +292,25 @@ def wanted_of(known: Known, who: Who) -> dict[tuple[Context, Seeds], dict[str, A
 
 def given_of(known: Known, who: Who) -> tuple[str, str] | None:
     """A row's scheme and sampler as they are asked for; None where one of them is not here."""
+    return _written(
+        known, who, known.path_of("scheme", who.source) or who.scheme,
+        known.path_of("sampler", who.sampler_source) or who.sampler,
+    )  # fmt: skip
+
+
+def label_of(known: Known, who: Who) -> str:
+    """What a row is called in a table; '' where its scheme or sampler is not here."""
+    scheme, sampler = _written(known, who, who.scheme, who.sampler) or ("", "")
+    return scheme if sampler in ("exact", "") else f"{scheme} + {sampler}"
+
+
+def _written(known: Known, who: Who, scheme: str, sampler: str) -> tuple[str, str] | None:
+    """NAME:key=value of both, under these names."""
     try:
-        scheme = known.scheme(who.scheme, who.source).function
-        sampler = known.sampler(who.sampler, who.sampler_source).function
-        scheme_args = bound(who.scheme, scheme, json.loads(who.args))
-        sampler_args = bound(who.sampler, sampler, json.loads(who.sampler_args))
+        scored = known.scheme(who.scheme, who.source).function
+        drawn = known.sampler(who.sampler, who.sampler_source).function
+        scheme_args = bound(who.scheme, scored, json.loads(who.args))
+        sampler_args = bound(who.sampler, drawn, json.loads(who.sampler_args))
     except (Skipped, RpbenchError):
         return None
-    return (
-        options.written(known.path_of("scheme", who.source) or who.scheme, scheme, scheme_args),
-        options.written(known.path_of("sampler", who.sampler_source) or who.sampler, sampler, sampler_args),
-    )
+    return options.written(scheme, scored, scheme_args), options.written(sampler, drawn, sampler_args)

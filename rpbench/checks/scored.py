@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -289,20 +290,35 @@ def training(told: Told) -> str:
                       r.precision, r.micro_batch])  # fmt: skip
 
 
-def numbers(told: RunRecord) -> dict[str, float]:
-    """Every metric of a record, those of the last epoch as "last.top1"."""
-    return {**told.metrics, **{f"last.{key}": value for key, value in told.last.items()}}
+def numbers(told: RunRecord, curve: str | None = None) -> dict[str, float]:
+    """Every number of a result: metrics, those of the last epoch as "last.top1", the last line of its curve."""
+    found = {**told.metrics, **{f"last.{key}": value for key, value in told.last.items()}}
+    return found | {f"curve.{key}": value for key, value in _last_row(curve or "").items()}
 
 
-CONTINUOUS = ("nll", "brier", "ece", "last.nll", "last.brier", "last.ece")
+def _last_row(curve: str) -> dict[str, float]:
+    """The last line of a curve; {} where it is none, which the check `curve` says."""
+    try:
+        row = json.loads(curve.splitlines()[-1])
+    except (ValueError, IndexError, RecursionError):
+        return {}
+    numbers = row.items() if isinstance(row, dict) else ()
+    return {key: float(value) for key, value in numbers if isinstance(value, int | float)}
+
+
+CONTINUOUS = ("nll", "brier", "ece")
+CONTINUOUS_LAST = ("last.nll", "last.brier", "last.ece", "curve.train_loss", "curve.val_loss")
 
 
 def unlike(a: Mapping[str, float], b: Mapping[str, float]) -> str:
-    """Where one training has two results: a continuous metric is equal, which never happens by chance, and another is
-    not. '' where there is no such contradiction, also where nothing is equal."""
-    if not any(key in a and key in b and _equal(a[key], b[key]) for key in CONTINUOUS):
-        return ""
-    for key in a:
+    """Where one training has two results: a continuous number is equal, which never happens by chance, and another of
+    the same epoch or an earlier one is not. '' where there is no such contradiction, also where nothing is equal."""
+
+    def equal(keys: Iterable[str]) -> bool:
+        return any(key in a and key in b and _equal(a[key], b[key]) for key in keys)
+
+    selected = [key for key in a if "." not in key.partition("/")[0]]
+    for key in a if equal(CONTINUOUS_LAST) else selected if equal(CONTINUOUS) else ():
         if key in b and abs(a[key] - b[key]) > 1e-4:
             return f"{key} is {b[key]:g}, not {a[key]:g}, while other numbers agree to the bit"
     return ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rpbench.cli.shared import data_options, format_option, import_torch
+from rpbench.cli.shared import format_option, import_torch, isolation_limits, isolation_options, tell_protection
 
 if TYPE_CHECKING:
     from rpbench.rerun import Chosen, Compared
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--board", type=click.Path(path_type=Path, exists=True), help="A bundle's board, where it is a TOML file."
 )
-@data_options
+@click.option("--data", multiple=True, metavar="[NAME=]DIR", help="Images, as for run. Also: RPBENCH_DATA.")
+@isolation_options
 @format_option("table", "json")
 def verify(**given: Any) -> None:
     """Check results without trusting whoever made them; nothing is written.
@@ -73,25 +74,29 @@ def _subject(given: dict[str, Any]) -> Iterator[Subject]:
     from rpbench.data.sources import Roots
     from rpbench.verification import bundle_subject, published_subject, store_subject
 
-    roots, what = Roots.read(given["data"]), given["what"]
-    if Path(what).exists() and not (what in board_names() and (given["store"] or not _is_bundle(Path(what)))):
-        if given["store"]:
-            raise click.UsageError("--store is for a BOARD: a bundle has its own cells")
-        board = load_board(str(given["board"])) if given["board"] else None
-        with bundle_subject(open_bundle(Path(what)), roots, board) as subject:
-            yield subject
-        return
+    roots, limits, what = Roots.read(given["data"]), isolation_limits(given), given["what"]
+    bundled = _is_bundle(Path(what))
+    if bundled and given["store"]:
+        raise click.UsageError("--store is for a BOARD: a bundle has its own cells")
     if given["store"]:
-        yield store_subject(str(given["board"] or what), given["store"], roots)
-        return
-    if what not in board_names():
+        with (stored := store_subject(what, given["store"], roots, limits)).known:
+            yield stored
+    elif bundled or (Path(what).exists() and what not in board_names()):
+        board = load_board(str(given["board"])) if given["board"] else None
+        bundle = open_bundle(Path(what))
+        tell_protection(bundle.source is not None)
+        with bundle_subject(bundle, roots, board, limits) as submitted:
+            yield submitted
+    elif what in board_names():
+        with (published := published_subject(what, given["root"], roots)).known:
+            yield published
+    else:
         listed = ", ".join(board_names())
         raise click.UsageError(f"'{what}' is neither a bundle (folder or .zip) nor a board: there is {listed}")
-    yield published_subject(what, given["root"], roots)
 
 
 def _is_bundle(path: Path) -> bool:
-    return path.is_file() or (path / "bundle.json").is_file()
+    return (path.suffix == ".zip" and path.is_file()) or (path / "bundle.json").is_file()
 
 
 def _say(form: str) -> Any:
