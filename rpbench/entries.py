@@ -140,6 +140,7 @@ class Line(NamedTuple):
 
     record: RunRecord
     entry: Entry
+    correct: str = ""  # which test images it got right (`rpbench.correct`), of a published line that says so
 
 
 def read_lines(path: Path) -> Found:
@@ -171,7 +172,7 @@ def read_whole(path: Path) -> list[Line]:
     for one in texts:
         try:
             record = parse(one.text)
-            found.append(Line(record, _published(one, record)))
+            found.append(Line(record, _published(one, record), one.correct))
         except ValueError:
             continue
     return found
@@ -199,6 +200,7 @@ class _Text(NamedTuple):
     text: str
     level: str = LEVELS[0]
     row: str = ""
+    correct: str = ""
 
 
 def _published(told: _Text, record: RunRecord) -> Entry:
@@ -228,8 +230,9 @@ def _inner(place: str, line: str) -> _Text:
         return _Text(place, line)
     if not isinstance(told, dict) or not isinstance(told.get("record"), str):
         return _Text(place, line)
-    level, row = told.get("level"), told.get("row")
-    return _Text(place, told["record"], level if level in LEVELS else LEVELS[0], row if isinstance(row, str) else "")
+    level = told.get("level")
+    row, correct = (text if isinstance(text := told.get(key), str) else "" for key in ("row", "correct"))
+    return _Text(place, told["record"], level if level in LEVELS else LEVELS[0], row, correct)
 
 
 def parse(text: str) -> RunRecord:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from rpbench.board import Plan, Who, board_hash, board_names, expand, load_board
 from rpbench.bundle import MANIFEST, Bundle, Evidence
 from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, names, sampler_names
+from rpbench.correct import marks
 from rpbench.entries import LEVELS, Line, entry, parse
 from rpbench.errors import UsageError
 from rpbench.files import write_bytes
@@ -201,7 +202,13 @@ def _line(cell: Evidence, level: str) -> Line:
         raise UsageError(f"record {shown(cell.run_id)}: {' '.join(str(error).split())}") from None
     if record.status == "failed":
         raise UsageError(f"record {shown(cell.run_id)} is of a run that failed: that is no result")
-    return Line(record, found)
+    return Line(record, found, _marks(cell))
+
+
+def _marks(cell: Evidence) -> str:
+    """Which test images the cell's net got right, from its outputs; they have been verified."""
+    load = cell.outputs.get("selected/test")
+    return marks(load()) if load else ""
 
 
 def _check_name(bundle: Bundle, who: Who) -> None:

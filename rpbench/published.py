@@ -1,7 +1,7 @@
 """The published leaderboard: a folder per board, a file of JSON lines per row; a card and a page made from them.
 
 A line has flat columns for those who load it with `datasets`, and the whole record as text under "record": it is what
-reports read. Curves and per-example outputs are left out.
+reports read. Curves and per-example outputs are left out, but for which test images were got right.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from rpbench.board import Plan, Who, board_names, expand, load_board
 from rpbench.catalog import shelf
+from rpbench.correct import marks_of
 from rpbench.entries import LEVELS, Entry, Fault, Found, Line, merged, read_lines, read_store, read_whole
 from rpbench.errors import StoreError, UsageError
 from rpbench.files import write_text
-from rpbench.record import RunRecord, canonical
+from rpbench.record import canonical
 from rpbench.selection import Shelved, select, who_of
 from rpbench.submitted import FOLDER, cards, row_stem
 
@@ -69,17 +70,18 @@ def columns(plan: Plan) -> dict[str, str]:
         found += [f"{kind}/{name}" for name in task.evaluation.ood for kind in _OOD]
         metrics |= dict.fromkeys([*found, *(f"robust/{name}" for name in task.evaluation.attacks)])
     types = dict.fromkeys(TEXT, "string") | dict.fromkeys(WHOLE, "int64") | dict.fromkeys(REAL, "float64")
-    return types | dict.fromkeys(metrics, "float64") | {"record": "string"}
+    return types | dict.fromkeys(metrics, "float64") | {"correct": "string", "record": "string"}
 
 
 _OOD = ("auroc", "aupr", "fpr95", "auroc_energy", "aupr_energy", "fpr95_energy")
 
 
-def line(plan: Plan, label: str, record: RunRecord, e: Entry) -> str:
+def line(plan: Plan, label: str, one: Line) -> str:
     """A published line: flat columns, and the record itself."""
+    e = one.entry
     values: dict[str, Any] = vars(e) | {
         "board": plan.board.name, "row": label, "epoch": e.metrics.get("epoch"), "last_top1": e.last.get("top1"),
-        "record": canonical(record.as_json()),
+        "correct": one.correct, "record": canonical(one.record.as_json()),
     }  # fmt: skip
     metrics = {k: v for k, v in e.metrics.items() if k not in values}
     kept = {name: values.get(name, metrics.get(name)) for name in columns(plan)}
@@ -107,7 +109,8 @@ def publish(board: str, store: Path, root: Path) -> Published:
     chosen = select(plan, [one.entry for one in mine], read_store(store).faults)
     fit = {e.run_id for places in chosen.places.values() for p in places.values()
            for part in (p.ok, p.infeasible, p.broken) for e in part.values()}  # fmt: skip
-    fresh = [one for one in mine if one.entry.run_id in fit and one.entry.status != "failed"]
+    fresh = [one._replace(correct=marks_of(store / one.entry.place)) for one in mine
+             if one.entry.run_id in fit and one.entry.status != "failed"]  # fmt: skip
     if not fresh:
         raise StoreError(f"store '{store}' has no record of board '{board}' that can be published")
     written, kept = {}, []
@@ -120,6 +123,7 @@ def publish(board: str, store: Path, root: Path) -> Published:
         for one in (one for one in fresh if who_of(one.entry, shelved) == who):
             known = rows.setdefault(one.entry.run_id, one)
             if known.record == one.record:
+                rows[one.entry.run_id] = known._replace(correct=known.correct or one.correct)
                 continue
             if known.entry.level in LEVELS[2:]:
                 kept.append(Fault(one.entry.place, f"is published as {known.entry.level}, with other results"))
@@ -157,7 +161,7 @@ def rows_of(board: str, root: Path) -> dict[Who, RowFile]:
 def lines_text(plan: Plan, row: str, lines: Iterable[Line]) -> str:
     """A row's file: a line for each record, in the order of its cells."""
     ordered = sorted(lines, key=lambda one: _order(one.entry))
-    return "".join(line(plan, row, one.record, one.entry) + "\n" for one in ordered)
+    return "".join(line(plan, row, one) + "\n" for one in ordered)
 
 
 def _order(e: Entry) -> tuple[Any, ...]:
@@ -262,8 +266,9 @@ from datasets import load_dataset
 rows = load_dataset("leaderboard", "digits", split="train")  # boards: `{boards}`
 ```
 
-A line is one training: flat columns (rates in [0, 1]), and under `record` the whole record as JSON. Curves and
-per-example outputs are left out. `rpbench report BOARD --leaderboard` prints the tables, `index.html` is the page.
+A line is one training: flat columns (rates in [0, 1]), under `correct` which test images the net got right (a bit each,
+base64, little end first), and under `record` the whole record as JSON. Curves and other outputs are left out.
+`rpbench report BOARD --leaderboard` prints the tables, `index.html` is the page.
 
 ## Rules
 

@@ -19,8 +19,9 @@ from rpbench.bundle import Bundle, file_faults, line_evidence, store_evidence
 from rpbench.checks import asked, pruned, scored, submitted, trained
 from rpbench.checks.known import Known, Source, threads
 from rpbench.checks.told import Skipped, Told, read
+from rpbench.correct import right
 from rpbench.data.sources import Roots
-from rpbench.entries import LEVELS, read_store
+from rpbench.entries import LEVELS, Line, entry, parse, read_store
 from rpbench.errors import RpbenchError, UsageError
 from rpbench.isolated import Limits
 from rpbench.published import line, root_of
@@ -238,24 +239,47 @@ def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -
 
 
 def _column_faults(path: Path, known: Known) -> Iterator[Verdict]:
-    """Published lines whose flat columns are not those of the records in them."""
-    for number, text in enumerate(path.read_text(errors="replace").split("\n"), start=1):
-        if text.strip() and (why := _column_fault(text, known)):
-            yield Verdict("records", "R11", "failed", why, f"{path.name}:{number}")
+    """Published lines whose flat columns are not those of the records in them, or that mark other test images as got
+    right than their top-1 says; where one line of a row marks them, all do."""
+    lines = path.read_text(errors="replace").split("\n")
+    marked = any('"correct":"' in text and '"correct":""' not in text for text in lines)
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        place = f"{path.name}:{number}"
+        if why := _column_fault(text, known):
+            yield Verdict("records", "R11", "failed", why, place)
+        elif why := _mark_fault(text, known, marked):
+            yield Verdict("metrics", "R9", "failed", why, place)
+
+
+def _mark_fault(text: str, known: Known, marked: bool) -> str:
+    """What is wrong with the test images that a line says its net got right."""
+    row = json.loads(text)
+    record = parse(row["record"])
+    if record.status != "ok" or record.task.name not in known.plan.tasks or not (row["correct"] or marked):
+        return ""
+    n, top1 = known.sets(known.task(record)).test, record.metrics["top1"]
+    try:
+        found = int(right(row["correct"], n).sum())
+    except ValueError as error:
+        return f"column correct {error}"
+    if abs(found / n - top1) < 0.5 / n:
+        return ""
+    return f"column correct marks {found:,} of {n:,} images as got right, top1 {top1:.6g} is {round(top1 * n):,}"
 
 
 def _column_fault(text: str, known: Known) -> str:
-    from rpbench.entries import entry, parse
-
     try:
         row = json.loads(text)
         record = parse(row["record"])
-        right = json.loads(line(known.plan, str(row.get("row")), record, entry(record, "")))
+        told = Line(record, entry(record, ""), str(row.get("correct")))
+        made = json.loads(line(known.plan, str(row.get("row")), told))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"is no published line: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     if row.get("level") not in LEVELS:
         return f"level is {shown(row.get('level'))}: there is {', '.join(LEVELS)}"
-    for key in {**right, **row}:
-        if key not in ("level", "record") and (key not in row or key not in right or row[key] != right[key]):
-            return f"column {shown(key)} is {shown(row.get(key))}: the record in the line has {shown(right.get(key))}"
+    for key in {**made, **row}:
+        if key not in ("level", "record") and (key not in row or key not in made or row[key] != made[key]):
+            return f"column {shown(key)} is {shown(row.get(key))}: the record in the line has {shown(made.get(key))}"
     return ""

@@ -75,7 +75,7 @@ LAYERS = [
     ["loading"],
     ["tracing"],
     ["connectivity"],
-    ["masks", "files", "sampler", "untrusted"],
+    ["masks", "files", "sampler", "untrusted", "correct"],
     ["scheme"],
     ["stats", "correlation"],
     ["rules"],
