@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpbench.board import Board, board_hash, board_names, expand, load_board
-from rpbench.bundle import Bundle, file_faults, line_evidence, store_evidence
+from rpbench.bundle import SOURCE, Bundle, file_faults, line_evidence, store_evidence
 from rpbench.checks import asked, pruned, scored, submitted, trained
 from rpbench.checks.known import Known, Source, threads
 from rpbench.checks.told import Skipped, Told, read
@@ -24,12 +24,16 @@ from rpbench.data.sources import Roots
 from rpbench.entries import LEVELS, Line, entry, parse, read_store
 from rpbench.errors import RpbenchError, UsageError
 from rpbench.isolated import Limits
+from rpbench.outline import Word
 from rpbench.published import line, root_of
 from rpbench.record import canonical
 from rpbench.rules import rule_of
+from rpbench.source import source_faults
+from rpbench.submitted import FOLDER
 from rpbench.untrusted import shown
 from rpbench.verdict import Verdict, failed
 
+KINDS: tuple[Word, ...] = ("scheme", "sampler")
 Look = Callable[[Told, Known], Iterator[str]]
 Say = Callable[[int, int], None]
 RERUNS = 3  # cells that must have been trained again for a row to be verified
@@ -152,9 +156,26 @@ def _of_board(row: list[Told], wanted: object) -> list[Told]:
     return [told for told in row if (told.context, told.entry.seeds) in wanted]
 
 
-def published_subject(board: str, root: Path | None = None, roots: Roots | None = None) -> Subject:
+def merged_sources(root: Path) -> list[Source]:
+    """The code of submissions that a leaderboard holds; what breaks the rules of sources is not run."""
+    found = []
+    for path in sorted((root / FOLDER).glob("*/*.py")):
+        with path.open("rb") as file:
+            content = file.read(SOURCE + 1)
+        faults = {kind: source_faults(content, kind) for kind in KINDS}
+        for kind in KINDS:
+            others = [k for k in KINDS if k != kind and not faults[k]]
+            if not faults[kind] or not others:
+                barred = f"its source breaks the rules: {faults[kind][0]}" if faults[kind] else ""
+                found.append(Source(kind, path, hashlib.sha256(content).hexdigest(), barred))
+    return found
+
+
+def published_subject(
+    board: str, root: Path | None = None, roots: Roots | None = None, limits: Limits | None = None
+) -> Subject:
     """A board's published lines: records without curves and outputs. UsageError where there are none."""
-    known = Known(expand(load_board(board)), roots)
+    known = Known(expand(load_board(board)), roots, limits=limits, merged=merged_sources(root_of(root)))
     files = sorted((root_of(root) / board).glob("*.jsonl"))
     evidences = tuple(e for path in files for e in line_evidence(path))
     if not evidences:

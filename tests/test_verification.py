@@ -19,7 +19,7 @@ from rpbench import metrics
 from rpbench.board import Board, Choice, expand
 from rpbench.bundle import open_bundle, store_evidence
 from rpbench.cell import ask
-from rpbench.checks import pruned, scored
+from rpbench.checks import asked, pruned, scored
 from rpbench.checks.known import Known
 from rpbench.checks.told import Skipped, Told, read
 from rpbench.data.sources import Roots
@@ -28,7 +28,7 @@ from rpbench.evaluation import per_example
 from rpbench.published import line, published_boards, root_of
 from rpbench.task import load_task
 from rpbench.verdict import Verdict, failed
-from rpbench.verification import Check, checked, level, looked, published_subject, verify
+from rpbench.verification import Check, checked, level, looked, merged_sources, published_subject, verify
 
 Invoke = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -620,6 +620,27 @@ def test_flat_columns_are_those_of_the_record(tmp_path: Path) -> None:
     (verdict,) = failed(list(published_subject("digits", tmp_path).verdicts))
     assert (verdict.check, verdict.where) == ("records", "dense.jsonl:1")
     assert verdict.why.startswith("column 'top1' is '1.0'")
+
+
+def test_code_of_merged_submissions_is_at_hand(tmp_path: Path, lab: Path, board: Board) -> None:
+    """So that a published row of somebody else's is checked, and can be trained again, as any other."""
+    for name, text in (("mine", forged.SOURCE), ("bad", "import requests\n" + forged.SOURCE)):
+        folder = tmp_path / "submissions" / f"{name}-0"
+        folder.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(text)
+    bad, mine = sorted({s.path.stem: s for s in merged_sources(tmp_path)}.items())
+    assert (mine[1].kind, mine[1].barred) == ("scheme", "")
+    assert "imports requests" in bad[1].barred
+    tolds, _ = read(open_bundle(lab / "bundle").cells, whole=True)
+    with Known(expand(board), merged=[mine[1]]) as known:
+        assert [v.state for v in look(pruned.counts, tolds[0], known)] == ["passed"]
+        (who,) = asked.rows(tolds, known)
+        assert asked.given_of(known, who) == (str(mine[1].path), "exact")
+        assert len(asked.wanted_of(known, who)) == 4
+    with Known(expand(board)) as known:
+        (who,) = asked.rows(tolds, known)
+        assert asked.given_of(known, who) is None
+        assert len(asked.wanted_of(known, who)) == 4
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Nothing in here is taken from a submission but its source file, which is called 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,13 +82,20 @@ class Sets:
 class Known:
     """The definitions that a board stands on, and what follows from them, worked out once.
 
-    A context: at its end the processes end in which a submission's functions ran.
+    `source` is the file of the bundle that is looked at, `merged` those of submissions that a leaderboard holds. A
+    context: at its end the processes end in which their functions ran.
     """
 
     def __init__(
-        self, plan: Plan, roots: Roots | None = None, source: Source | None = None, limits: Limits | None = None
+        self,
+        plan: Plan,
+        roots: Roots | None = None,
+        source: Source | None = None,
+        limits: Limits | None = None,
+        merged: Sequence[Source] = (),
     ) -> None:
         self.plan, self.roots, self.source, self.limits = plan, roots or Roots(), source, limits or Limits()
+        self._sources = {(s.kind, s.sha256): s for s in (*merged, *([source] if source else []))}
         self._sessions = contextlib.ExitStack()
         self._given_tasks = {w.context.task: w.asked["task"] for w in plan.cells}
         self._models = {w.context[:2]: w.asked["model"] for w in plan.cells}
@@ -166,20 +173,20 @@ class Known:
         return found
 
     def path_of(self, kind: str, sha256: str) -> str:
-        """Where the submitted file can be loaded from, if this is it; else ''."""
-        own = self.source
-        return str(own.path) if own is not None and own.kind == kind and own.sha256 == sha256 else ""
+        """Where a submitted file of this content can be loaded from; '' where it is not here."""
+        found = self._sources.get((kind, sha256))
+        return str(found.path) if found else ""
 
     def _function(
         self, kind: str, name: str, sha256: str, shelved: bool, find: Callable[[str], tuple[Any, Any]]
     ) -> Scheme | Sampler:
         """The one place that reaches a submission's code, which runs in a confined process: one for all its calls."""
-        path = self.path_of(kind, sha256)
-        if path and self.source is not None and self.source.barred:
-            raise Skipped(self.source.barred)
-        if not path and not shelved:
+        own = self._sources.get((kind, sha256))
+        if own is not None and own.barred:
+            raise Skipped(own.barred)
+        if own is None and not shelved:
             raise Skipped(f"the file of {kind} '{name}' (sha256 {sha256[:12]}...) is not here")
-        given = path or name
+        given = str(own.path) if own else name
         if (kind, given) not in self._functions:
             self._functions[kind, given] = self._sessions.enter_context(session(find(given)[0], self.limits))
         return self._functions[kind, given]

@@ -88,7 +88,7 @@ def _subject(given: dict[str, Any]) -> Iterator[Subject]:
         with bundle_subject(bundle, roots, board, limits) as submitted:
             yield submitted
     elif what in board_names():
-        with (published := published_subject(what, given["root"], roots)).known:
+        with (published := published_subject(what, given["root"], roots, limits)).known:
             yield published
     else:
         listed = ", ".join(board_names())
