@@ -23,9 +23,9 @@ from rpbench.selection import select
 from rpbench.stats import t_interval
 
 CELLS = {
-    "cifar10-core": 204, "cifar10-cpu": 69, "cifar100-core": 204, "digits": 225, "fig1": 555, "fig2": 666, "fig5": 50,
-    "fig6": 34, "fig7": 108, "fig8": 690, "fig9": 828, "fig10": 555, "fig11": 333, "fig12": 333, "fig13": 333,
-    "fig14": 17, "luck": 103,
+    "cifar10-core": 204, "cifar10-cpu": 69, "cifar100-core": 204, "digits": 225, "digits-samplers": 110,
+    "fig1": 555, "fig2": 666, "fig5": 50, "fig6": 34, "fig7": 108, "fig8": 690, "fig9": 828, "fig10": 555,
+    "fig11": 333, "fig12": 333, "fig13": 333, "fig14": 17, "luck": 103,
 }  # fmt: skip
 
 

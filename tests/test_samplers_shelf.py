@@ -24,6 +24,7 @@ from rpbench.connectivity import paths
 from rpbench.layers import layer_table
 from rpbench.masks import digest
 from rpbench.models import build, resolve
+from rpbench.published import read_board
 from rpbench.tracing import wire
 
 Masks = dict[str, torch.Tensor]
@@ -126,7 +127,7 @@ def alive(model: nn.Module, masks: Masks, shape: tuple[int, ...]) -> dict[str, i
             if isinstance(child, nn.MaxPool2d):
                 setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
             elif isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.ReLU())
+                setattr(module, name, nn.Identity())
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         parameter.data = masks[name].double() if name in masks else torch.zeros_like(parameter)
@@ -324,6 +325,14 @@ def test_masks_of_mica_follow_from_net_counts_and_seed() -> None:
     assert digest(on_meta) == drawn[0]
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_mica_keeps_nothing_and_everything(share: int) -> None:
+    plan = rpbench.plan(net("resnet8", 1), "erk", 0.05, input_shape=(1, 8, 8))
+    counts = {layer.name: share * layer.numel for layer in plan.table}
+    masks = MICA.draw(plan.table, counts, 0, None, {"inputs": "max"}, plan.wire)
+    assert all(bool(mask.all() if share else not mask.any()) for mask in masks.values())
+
+
 def test_mica_spreads_over_a_layer_that_has_room() -> None:
     """At a density where nothing needs assurance, every position is kept about equally often, as by exact."""
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(20, 3))
@@ -421,6 +430,16 @@ def test_a_run_with_mica(tmp_path: Path, invoke: Callable[..., Result]) -> None:
     assert refused.exit_code == 2
     assert "the channels of Net cannot be followed" in refused.stderr
     assert not list((tmp_path / "other").glob("*/record.json"))
+
+
+def test_what_the_published_board_shows() -> None:
+    """The numbers that the README and the board's file name; no published weight of mica is without a path."""
+    found = [e for e in read_board("digits-samplers").entries if e.scheme == "erk"]
+    assert all(e.effective == e.realised for e in found if e.sampler == "mica")
+    sparse = {name: [e for e in found if (e.sampler, e.density) == (name, 0.005)] for name in sampler_names()}
+    top1 = {name: np.mean([e.metrics["top1"] for e in some]) for name, some in sparse.items() if some}
+    assert {name: round(100 * mean) for name, mean in top1.items()} == {"mica": 69, "exact": 32, "filters": 18}
+    assert 0.35 < np.mean([e.effective / e.realised for e in sparse["exact"] if e.effective and e.realised]) < 0.45
 
 
 # Whatever device, machine or release; at 77 weights mica moves some to a path.

@@ -93,8 +93,9 @@ def _wanted(parts: list[_Part], wiring: Wiring, inputs: Inputs) -> list[tuple[Bo
             outputs[layer] = _first(outputs[layer] & parts[layer].possible.any((1, 2)), parts[layer].count)
             chosen[layer] = _inputs(parts[layer], outputs[layer], inputs)
         for feed in wiring.into(layer):
+            asked = feed.outputs if layer is None else feed.outputs[chosen[layer][feed.inputs]]
             if feed.source is not None:
-                outputs[feed.source][feed.outputs[layer is None or chosen[layer][feed.inputs]]] = True
+                outputs[feed.source][asked] = True
     return list(zip(outputs, chosen, strict=True))
 
 
