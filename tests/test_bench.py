@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 
 from rpbench.bench import engine, race
 from rpbench.bench import eval as evaluation
@@ -20,6 +22,7 @@ from rpbench.bench.race import Race, Spread, repeated
 from rpbench.bench.runs import Effort, Found, bench_engine, bench_eval
 from rpbench.errors import UsageError
 
+Invoke = Callable[..., Result]
 SMALL = Subject("digits", "resnet8", 0.2)
 SHORT = Effort(2, 0.05)
 
@@ -261,8 +264,8 @@ def test_evaluation_in_text() -> None:
         (("eval", "--rounds", "0"), "--rounds"),
     ],
 )
-def test_bad_words_are_refused(words: tuple[str, ...], told: str) -> None:
-    done = bench(*words)
-    assert done.returncode == 2, done.stderr
+def test_bad_words_are_refused(words: tuple[str, ...], told: str, invoke: Invoke) -> None:
+    done = invoke("bench", *words)
+    assert done.exit_code == 2, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr

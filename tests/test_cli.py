@@ -275,7 +275,7 @@ COMMANDS: list[tuple[str, ...]] = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_is_instant_and_fits(command: tuple[str, ...]) -> None:
-    """Under 0.3 s of processor time, the best of three; nothing heavy is imported."""
+    """Under 0.3 s of processor time, at best in three times; nothing heavy is imported."""
     code = (
         "import sys, time, contextlib\n"
         "from rpbench.cli import main\n"
@@ -284,7 +284,7 @@ def test_help_is_instant_and_fits(command: tuple[str, ...]) -> None:
         "print(time.process_time(), sorted(heavy), file=sys.stderr)\n"
     )
     times: list[float] = []
-    for _ in range(3):
+    while len(times) < 3 and not (times and min(times) < 0.3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds, heavy = done.stderr.rsplit("\n", 2)[-2].split(" ", 1)
         assert heavy == "[]"
@@ -295,35 +295,33 @@ def test_help_is_instant_and_fits(command: tuple[str, ...]) -> None:
 
 
 def test_light_commands_do_not_import_torch() -> None:
-    for args in (["list", "schemes"], ["list", "tasks"], ["data", "list"], ["show", "digits"]):
-        code = f"""import contextlib, sys
+    code = """import sys
 from rpbench.cli import main
-with contextlib.suppress(SystemExit): main({args!r})
-assert 'torch' not in sys.modules"""
-        env = os.environ | {"HF_HUB_OFFLINE": "1"}
-        done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-        assert done.returncode == 0, (args, done.stderr)
+for args in (["list", "schemes"], ["list", "tasks"], ["data", "list"], ["show", "digits"]):
+    main(args, standalone_mode=False)
+    assert 'torch' not in sys.modules, args"""
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
+def test_plan_imports_torch_and_nothing_else_that_is_slow() -> None:
+    cells = [
         [],
         ["--task", "cifar10", "--model", "resnet20", "--scheme", "erk", "--density", "0.1"],
         ["--task", "imagenet", "--model", "wrn50", "--scheme", "erk", "--density", "0.3"],
-    ],
-    ids=["digits", "cifar", "imagenet"],
-)
-def test_plan_imports_torch_and_nothing_else_that_is_slow(args: list[str]) -> None:
+    ]
     code = f"""import contextlib, sys
 from rpbench.cli import main
-with contextlib.suppress(SystemExit): main({["plan", *args]!r})
 slow = ('torch', 'torch._dynamo', 'sympy', 'torchvision', 'sklearn', 'scipy', 'pandas', 'datasets', 'accelerate')
-print(*(name for name in slow if name in sys.modules))"""
+for args in {cells!r}:
+    with contextlib.suppress(SystemExit): main(["plan", *args])
+    print("imported", *(name for name in slow if name in sys.modules))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *_, last, imported = done.stdout.splitlines()
-    assert last.startswith("MACs ")
-    assert imported == "torch"
+    lines = done.stdout.splitlines()
+    ends = [i for i, line in enumerate(lines) if line.startswith("imported ")]
+    assert [lines[i] for i in ends] == ["imported torch"] * len(cells)
+    assert all(lines[i - 1].startswith("MACs ") for i in ends)
 
 
 def test_training_starts_without_scikit_learn_and_torchvision(tmp_path: Path) -> None:

@@ -15,26 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from forked import run_together
 
 Invoke = Callable[..., Result]
 ASKED = ("--set", "recipe.epochs=3", "--scheme", "snip", "--format", "json")
 
 
-def launch(store: Path, *args: str, processes: int = 2) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-         "-m", "rpbench", "run", *args, "--store", str(store)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two real gloo processes."""
+    """Two real gloo processes, by the launcher's own command."""
     store = tmp_path_factory.mktemp("two")
-    out, err = (process := launch(store, *ASKED)).communicate(timeout=200)
-    assert process.returncode == 0, err
-    record = json.loads(out)  # one process prints
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "-m", "rpbench", "run", *ASKED, "--store", str(store)],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)  # one process prints
     return store / record["run_id"]
 
 
@@ -73,11 +70,13 @@ def test_evaluation_is_exact(together: Path) -> None:
 
 def test_resume_under_another_number_of_processes_is_refused(tmp_path: Path, invoke: Invoke) -> None:
     long = ("--set", "recipe.epochs=400")
-    process = launch(tmp_path, *long)
-    while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    with run_together(2, *long, "--store", str(tmp_path)) as processes:
+        while processes[0].poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
+            time.sleep(0.05)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, said
     assert not list(tmp_path.glob("*/record.json"))
     refused = invoke("run", *long, "--store", str(tmp_path))
     assert refused.exit_code == 2
@@ -95,9 +94,10 @@ def test_without_batchnorm_two_processes_equal_one(tmp_path: Path, invoke: Invok
     )
     asked = ("--model", f"{net}:make", "--set", "recipe.epochs=2", "--format", "json")
     one = json.loads(invoke("run", *asked, "--store", str(tmp_path / "one")).stdout)
-    out, err = (process := launch(tmp_path / "three", *asked, processes=3)).communicate(timeout=200)
-    assert process.returncode == 0, err
-    three = json.loads(out)
+    with run_together(3, *asked, "--store", str(tmp_path / "three")) as processes:
+        said = [process.communicate(timeout=200) for process in processes]
+        assert [process.returncode for process in processes] == [0] * 3, said
+    three = json.loads(said[0][0])
     assert three["masks"] == one["masks"]
     curves = [(tmp_path / d / one["run_id"] / "curve.jsonl").read_text().splitlines() for d in ("one", "three")]
     for a, b in zip(*(map(json.loads, c) for c in curves), strict=True):

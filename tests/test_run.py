@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import signal
@@ -14,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from click.testing import Result
+from forked import Forked, Signalled, killed
 
 import rpbench
 from rpbench import metrics
@@ -127,45 +128,56 @@ def test_the_recorded_command_gives_the_same_result(unbroken: Path, tmp_path: Pa
     assert outcome(only_cell(tmp_path)) == outcome(unbroken)
 
 
-def start(store: Path, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rpbench", "run", *args, "--store", str(store)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
-    )  # fmt: skip
+def start(store: Path, *args: str) -> Forked:
+    return forked.run(*args, "--store", str(store))
 
 
-def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(store: Path, process: Forked) -> None:
     while process.poll() is None and not list(store.glob("*/checkpoint.safetensors")):
         time.sleep(0.01)
 
 
-LONG = ("--set", "recipe.epochs=25")
+def stopped(number: signal.Signals, monkeypatch: pytest.MonkeyPatch, invoke: Invoke, *args: str) -> Result:
+    """What the command says when it is sent a signal in its second epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr("rpbench.progress.progress", lambda quiet: Signalled(number))
+        return invoke("run", *args)
 
 
-@pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
-    store = tmp_path_factory.mktemp("long")
-    assert invoke("run", *LONG, "--store", str(store)).exit_code == 0
-    return only_cell(store)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_resumed_is_the_same_training(
-    tmp_path: Path, number: signal.Signals, long_run: Path, invoke: Invoke
+    tmp_path: Path, number: signal.Signals, unbroken: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(tmp_path, *LONG)
-    wait_for_checkpoint(tmp_path, process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -number
-    else:
-        assert process.returncode == 128 + number
-        assert "the same command goes on from here" in stderr
-        assert "Traceback" not in stderr
-    assert not list(tmp_path.glob("*/record.json"))
-    assert invoke("run", *LONG, "--store", str(tmp_path)).exit_code == 0
-    assert outcome(only_cell(tmp_path)) == outcome(long_run)
+    asked = (*SHORT, "--store", str(tmp_path))
+    done = stopped(number, monkeypatch, invoke, *asked)
+    assert done.exit_code == 128 + number
+    assert "the same command goes on from here" in done.stderr
+    assert_goes_on(tmp_path, unbroken, invoke)
+
+
+def test_stopped_and_resumed_on_several_threads(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert invoke("run", *SHORT, "--store", str(whole)).exit_code == 0
+    assert stopped(signal.SIGTERM, monkeypatch, invoke, *SHORT, "--store", str(broken)).exit_code == 143
+    assert_goes_on(broken, only_cell(whole), invoke)
+
+
+def test_killed_and_resumed_is_the_same_training(tmp_path: Path, unbroken: Path, invoke: Invoke) -> None:
+    process = Forked(killed, "run", *SHORT, "--store", str(tmp_path))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
+    assert_goes_on(tmp_path, unbroken, invoke)
+
+
+def assert_goes_on(store: Path, unbroken: Path, invoke: Invoke) -> None:
+    """To the record, the weights and the curve of a run that nothing has stopped."""
+    assert list(store.glob("*/checkpoint.safetensors"))
+    assert not list(store.glob("*/record.json"))
+    assert invoke("run", *SHORT, "--store", str(store)).exit_code == 0
+    assert outcome(only_cell(store)) == outcome(unbroken)
 
 
 KILLED = {
@@ -228,11 +240,10 @@ def test_force_starts_over(tmp_path: Path, invoke: Invoke) -> None:
     assert outcome(only_cell(tmp_path)) == before
 
 
-def test_a_checkpoint_of_another_cell_is_refused(tmp_path: Path, invoke: Invoke) -> None:
-    process = start(tmp_path, "--set", "recipe.epochs=100")
-    wait_for_checkpoint(tmp_path, process)
-    process.kill()
-    process.communicate()
+def test_a_checkpoint_of_another_cell_is_refused(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(signal.SIGTERM, monkeypatch, invoke, *SHORT, "--store", str(tmp_path))
     theirs = only_cell(tmp_path)
     assert invoke("run", "--set", "recipe.epochs=1", "--store", str(tmp_path)).exit_code == 0
     mine = next(p.parent for p in tmp_path.glob("*/record.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import subprocess
@@ -17,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from crop_digest import digest, random_box
 from numpy.typing import NDArray
 from PIL import Image
 from simplejpeg import decode_jpeg
 
-from rpbench import streams
 from rpbench.bench import data as bench
-from rpbench.data import crop, streamed
+from rpbench.data import streamed
 from rpbench.data.crop import Box, resized_crop
 from rpbench.data.order import Order
 from rpbench.data.sources import Roots, locate
@@ -155,31 +154,18 @@ def test_real_photos_do_not_depend_on_who_decodes_them(workers: int, real: Strea
     assert equal([torch.cat(both) for both in zip(*parts, strict=True)], whole[2:])
 
 
-def digest() -> str:
-    """Hash of crops of all sizes: what every processor must agree on."""
-    total, encoded = hashlib.sha256(), bench.Held(bench.made("full")[:12])
-    for i in range(len(encoded)):
-        box_of = random_box(i)
-        total.update(resized_crop(encoded, i, box_of, 224, 3).contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def test_pixels_depend_on_no_vector_instructions() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_streamed; print(test_streamed.digest())"
+def test_pixels_depend_on_no_vector_instructions(tmp_path: Path) -> None:
+    for i, content in enumerate(bench.made("full")[:12]):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(content)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import crop_digest; print(crop_digest.digest(sys.argv[2]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
         capture_output=True, text=True, check=True, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"},
     )  # fmt: skip
-    assert done.stdout.strip() == digest()
+    assert done.stdout.strip() == digest(str(tmp_path))
 
 
 # what a crop is
-
-
-def random_box(key: int) -> Any:
-    """A function from (width, height) to a box of RandomResizedCrop."""
-    draws = streams.uniform(streams.key("test box", key), 22)
-    return lambda width, height: crop.crop_box(width, height, (0.08, 1.0), (0.75, 4 / 3), draws)
 
 
 def jpeg(pixels: NDArray[np.uint8], **options: Any) -> bytes:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from click.testing import Result
+from forked import Forked, killed
 from PIL import Image
 
 from rpbench.cell import ask
@@ -41,11 +41,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+NET = """from torch import nn
+
+def make(classes):
+    def part(before, after):
+        return nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+
+    return nn.Sequential(*part(3, 8), *part(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
+"""
+
+
 @pytest.fixture(scope="module")
 def asked(folder: Path) -> list[str]:
-    small = ("data.size=32", "augment.resize=36", "recipe.batch=16", "recipe.epochs=2", "recipe.lr=0.05")
-    words = ["--task", "imagenet", "--model", "resnet18", "--scheme", "snip", "--density", "0.3", "--data", str(folder)]
-    return [*words, *(w for s in (*small, "recipe.probe_batch=16") for w in ("--set", s)), "--format", "json"]
+    net = folder / "net.py"
+    net.write_text(NET)
+    small = ("data.size=32", "augment.resize=36", "recipe.batch=16", "recipe.epochs=2", "recipe.lr=0.05",
+             "recipe.probe_batch=16")  # fmt: skip
+    words = ["--task", "imagenet", "--model", f"{net}:make", "--scheme", "snip", "--density", "0.3"]
+    return [*words, "--data", str(folder), *(w for s in small for w in ("--set", s)), "--format", "json"]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +99,10 @@ def test_workers_change_nothing(alone: Path, tmp_path: Path, asked: list[str], i
 
 
 def test_killed_and_resumed(alone: Path, tmp_path: Path, asked: list[str], invoke: Invoke) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rpbench", "run", *asked, "--workers", "1", "--store", str(tmp_path)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    process = Forked(killed, "run", *asked, "--workers", "1", "--store", str(tmp_path))
+    said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, said
+    assert (tmp_path / alone.name / "checkpoint.safetensors").exists()
     assert not (tmp_path / alone.name / "record.json").exists()
     assert invoke("run", *asked, "--workers", "0", "--store", str(tmp_path)).exit_code == 0
     assert read(tmp_path / alone.name)["metrics"] == read(alone)["metrics"]
@@ -101,11 +110,8 @@ def test_killed_and_resumed(alone: Path, tmp_path: Path, asked: list[str], invok
 
 
 def test_a_signal_to_all_processes_of_a_run_is_an_interruption(tmp_path: Path, asked: list[str]) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rpbench", "run", *asked, "--set", "recipe.epochs=500", "--workers", "2",
-         "--store", str(tmp_path)],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+    longer = ("--set", "recipe.epochs=500", "--workers", "2", "--store", str(tmp_path))
+    process = forked.run(*asked, *longer, own_group=True)
     while process.poll() is None and not list(tmp_path.glob("*/checkpoint.safetensors")):
         time.sleep(0.01)
     time.sleep(0.3)  # into the next epoch
@@ -135,13 +141,10 @@ def test_an_error_after_a_signal_is_an_interruption(tmp_path: Path, monkeypatch:
 
 
 def test_two_processes_share_the_images(alone: Path, tmp_path: Path, asked: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         "-m", "rpbench", "run", *asked, "--workers", "1", "--store", str(tmp_path)],
-        capture_output=True, text=True, check=False, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    with forked.run_together(2, *asked, "--workers", "1", "--store", str(tmp_path)) as processes:
+        said = [process.communicate(timeout=200) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    record = json.loads(said[0][0])
     assert record["masks"] == read(alone)["masks"]
     assert record["data"] == read(alone)["data"]
     with np.load(tmp_path / alone.name / "outputs" / "selected" / "test.npz") as test:

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import synthetic
 from click.testing import CliRunner
+from forked import Forked
 
 from rpbench.board import Choice, expand, load_board
 from rpbench.cli import main
@@ -60,27 +63,36 @@ def results(store: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_killed_sweep_goes_on_to_the_same_records(tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on_to_the_same_records(tmp_path: Path, set_threads: Callable[[int], None]) -> None:
+    from rpbench.cell import ask
+    from rpbench.machine import Processes
+    from rpbench.pack import own_cores
+    from rpbench.progress import Quiet
+    from rpbench.run import Wish, run_cell
+
     board = tiny_board(tmp_path / "b", epochs=3, seeds="[0]")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = sweep(board, whole)
-    assert done.returncode == 0, done.stderr
-    assert "tiny-board: 2 of 2 cells have a result" in done.stdout
-    assert "[2/2]" in done.stderr
-    command = [sys.executable, "-m", "rpbench", "sweep", str(board), "--store", str(broken)]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    words = ("sweep", str(board), "--store", str(broken), "--slots", "1")
+    running = Forked(forked.rpbench, *words, own_group=True)
     try:
         deadline = time.monotonic() + 120
         while not list(broken.glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+        running.communicate()
+    while any(sign.word == "running" for _, sign in signs(broken)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a process that has died is known until somebody has heard of it
     assert len(results(broken)) < 2
-    done = sweep(board, broken)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.stderr
+    assert "tiny-board: 2 of 2 cells have a result" in done.stdout
+    assert "[2/2]" in done.stderr
+    set_threads(own_cores())  # as one cell at a time has
+    for wanted in expand(load_board(str(board))).cells:
+        run_cell(ask(**wanted.asked), Wish(whole), Quiet(), Processes())
     assert results(broken) == results(whole)
-    again = CliRunner().invoke(main, ["sweep", str(board), "--store", str(broken)])
+    again = CliRunner().invoke(main, words)
     assert again.exit_code == 0
     assert "0 to run" in again.stderr
     told = CliRunner().invoke(main, ["status", str(board), "--store", str(broken), "--format", "json"])
