@@ -75,11 +75,14 @@ def test_own_loop_runs() -> None:
 
 
 def test_own_scheme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    """What `new` writes is what the README shows, and what `try` prints of it before training."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(blocks("python")[1])
-    plan, run = next(block.splitlines() for block in blocks("sh") if "plan --scheme ./mine.py" in block)
-    assert invoke(*shlex.split(plan)[1:]).exit_code == 0
-    assert invoke(*shlex.split(run)[1:], "--set", "recipe.epochs=1").exit_code == 0
+    new, tried = next(block.splitlines()[:2] for block in blocks("sh") if "rpbench try ./mine.py" in block)
+    assert invoke(*shlex.split(new, comments=True)[1:]).exit_code == 0
+    assert (tmp_path / "mine.py").read_text() == blocks("python")[1]
+    assert invoke("plan", "--scheme", "./mine.py:power=0.7").exit_code == 0
+    assert invoke("run", "--scheme", "./mine.py", "--set", "recipe.epochs=1").exit_code == 0
+    assert blocks("text")[2] in invoke(*shlex.split(tried, comments=True)[1:], "--no-train").stdout
 
 
 def test_links_lead_somewhere() -> None:

@@ -19,7 +19,13 @@ Inputs = Literal["max", "min", "rand"]
 
 @mask_sampler(wired=True)
 def mica(
-    table: LayerTable, counts: Counts, key: Key, scores: object, wiring: Wiring, *, inputs: Inputs = "max"
+    table: LayerTable,
+    counts: Counts,
+    key: Key,
+    scores: object,
+    wiring: Wiring,
+    *,
+    inputs: Literal["max", "min", "rand"] = "max",
 ) -> Mapping[str, Any]:
     """Minimum connection assurance: random positions on paths from input to output, as far as the counts allow.
 

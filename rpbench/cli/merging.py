@@ -20,7 +20,7 @@ def merge_options(command: Command) -> Command:
             click.option(
                 "--merge",
                 "bundle",
-                type=click.Path(path_type=Path, exists=True),
+                type=click.Path(path_type=Path),
                 metavar="BUNDLE",
                 help="For maintainers: verify this bundle and put it into the leaderboard.",
             ),
