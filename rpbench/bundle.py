@@ -40,8 +40,10 @@ MANIFEST, README = "bundle.json", "README.md"
 ARRAYS = frozenset({"labels", "logits", "prediction", "confidence", "energy", "loss", "rank", "brier"})
 OUTPUT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 SOURCE = 100_000  # bytes of a source file
+RECORD = 256 * 2**10  # bytes of a record: the largest nets take 50 KB
 NPZ = 256 * 2**20  # bytes of an .npz, and of its arrays
 FILES = 40_000
+VALUES = 4 * FILES  # in bundle.json: three for each file
 TOTAL = 8 * 2**30  # bytes of all files
 TEXTS = 256 * 2**20  # bytes of all records and curves, which are held in memory
 
@@ -52,6 +54,7 @@ class _Part(BaseModel):
 
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]  # sums of larger ones may have more digits than Python writes
 
 
 class Card(_Part):
@@ -69,7 +72,7 @@ class Card(_Part):
 
 class BoardPart(_Part):
     name: Line
-    version: int
+    version: Whole
     hash: Hash = Field(description="rpbench.board.board_hash of its definition")
 
 
@@ -80,7 +83,7 @@ class Named(_Part):
 
 class File(_Part):
     sha256: Hash
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Whole
 
 
 class Manifest(_Part):
@@ -95,7 +98,7 @@ class Manifest(_Part):
     sampler: Named
     card: Card
     files: dict[str, File]
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Whole
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,8 @@ _KINDS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"bundle\.json", 16 * 2**20),
         (r"README\.md", 2**20),
         (r"source/[A-Za-z_][A-Za-z0-9_]{0,79}\.py", SOURCE),
-        (rf"cells/{RUN_ID.pattern}/(record\.json|curve\.jsonl)", LARGEST),
+        (rf"cells/{RUN_ID.pattern}/record\.json", RECORD),
+        (rf"cells/{RUN_ID.pattern}/curve\.jsonl", LARGEST),
         (rf"cells/{RUN_ID.pattern}/(masks|outputs/(selected|last)/{OUTPUT.pattern})\.npz", NPZ),
     )
 )
@@ -345,10 +349,13 @@ def _read_member(path: Path, files: Mapping[str, Member], name: str) -> bytes:
 
 
 def _manifest(data: bytes) -> Manifest:
-    value = strict_json(text_of(data, MANIFEST), MANIFEST)
+    # pydantic lists every fault with its value: of a million faults, in gigabytes
+    value = strict_json(text_of(data, MANIFEST), MANIFEST, most=VALUES)
     told = value.get("format") if isinstance(value, dict) else None
     if told != FORMAT:
         raise BundleError("json", f"{MANIFEST}: format is {shown(told)}: '{FORMAT}' is read")
+    if isinstance(value.get("files"), dict) and len(value["files"]) > FILES:
+        raise BundleError("size", f"{MANIFEST} lists more than {FILES:,} files")
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:

@@ -34,17 +34,20 @@ def shown(name: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]}...'"
 
 
-def strict_json(text: str, name: str) -> Any:
-    """A JSON value. BundleError "json" for NaN, infinities, doubled keys, more than 32 levels, or no JSON."""
+def strict_json(text: str, name: str, most: int | None = None) -> Any:
+    """A JSON value. BundleError "json" for NaN, infinities, doubled keys, more than 32 levels, or no JSON; "size" for
+    more than `most` values in it."""
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise BundleError("json", f"{shown(name)}: JSON is nested too deeply: {DEEPEST} levels are read") from None
     except ValueError as error:
         raise BundleError("json", f"{shown(name)}: {' '.join(str(error).split())[:160]}") from None
-    level, depth = [value], 0
+    level, depth, count = [value], 0, 0
     while level:
-        depth += 1
+        depth, count = depth + 1, count + len(level)
+        if most is not None and count > most:
+            raise BundleError("size", f"{shown(name)}: has more than the {most:,} values that are read")
         if depth > DEEPEST + 1:
             raise BundleError("json", f"{shown(name)}: JSON is nested too deeply: {DEEPEST} levels are read")
         level = [inner for outer in level for inner in _inside(outer)]
@@ -60,9 +63,11 @@ def _inside(value: Any) -> list[Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {shown(twice)} stands there twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {shown(key)} stands there twice")
+            seen.add(key)
     return found
 
 

@@ -172,6 +172,7 @@ FOLDERS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("a name that no terminal has", add("source/\udcff.py", b""), "grammar", "udcff"),
     ("names that differ in case", two_cases, "duplicate", "differ only in case"),
     ("two sources", add("source/other.py", b""), "grammar", "one source file"),
+    ("a large record", add(RECORD, b" " * (2**18 + 1)), "size", "262,145 bytes: at most 262,144 are read"),
     ("a large source", add("source/mine.py", b"#" * 100_001), "size", "100,001 bytes"),
     ("no manifest", lambda root: (root / "bundle.json").unlink(), "missing", "no bundle.json"),
     ("no record", lambda root: (root / RECORD).unlink(), "missing", "has no record.json"),
@@ -202,6 +203,45 @@ def test_manifest_that_lists_paths_outside(tmp_path: Path, caught: Caught) -> No
     root = bundles.folder(tmp_path / "b")
     (root / "bundle.json").write_text(json.dumps(told))
     assert caught(root).fault == "path"
+
+
+NUMBERS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (
+        lambda m: [file.update(bytes=10**4299) for file in list(m["files"].values())[:2]],
+        "less than 9223372036854775808",
+    ),
+    (lambda m: m.update(bytes=2**63), "'bytes': input should be less than"),
+    (lambda m: m["board"].update(version=10**4299), "'board.version': input should be less than"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), NUMBERS)
+def test_numbers_of_a_manifest_that_no_sum_can_hold(
+    change: Callable[[dict[str, Any]], Any], says: str, tmp_path: Path, caught: Caught
+) -> None:
+    told = json.loads(bundles.whole()["bundle.json"])
+    change(told)
+    root = bundles.folder(tmp_path / "b")
+    (root / "bundle.json").write_text(json.dumps(told))
+    error = caught(root)
+    assert (error.fault, says in str(error)) == ("json", True), str(error)
+
+
+def test_a_manifest_of_very_many_faults(tmp_path: Path, caught: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = bundles.folder(tmp_path / "b")
+    told = json.loads((root / "bundle.json").read_text())
+    (root / "bundle.json").write_text(json.dumps(told | {"files": {str(i): 0 for i in range(40_001)}}))
+    error = caught(root)
+    assert (error.fault, str(error)) == ("size", "bundle.json lists more than 40,000 files")
+    monkeypatch.setattr("rpbench.bundle.VALUES", 1000)
+    (root / "bundle.json").write_text(json.dumps(told | {str(i): 0 for i in range(1000)}))
+    assert "has more than the 1,000 values" in str(caught(root))
+
+
+def test_a_key_that_stands_twice_among_very_many() -> None:
+    many = ",".join(f'"{i}":0' for i in range(200_000))
+    with pytest.raises(BundleError, match="key '199999' stands there twice"):  # in a blink, not in an hour
+        strict_json(f'{{{many},"199999":0}}', "x")
 
 
 def test_too_many_files(tmp_path: Path, caught: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
