@@ -13,13 +13,15 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import gt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from rpbench.errors import sentence
 from rpbench.files import write_text
-from rpbench.record import RunRecord, canonical
+from rpbench.record import DensityPart, RunRecord, canonical
 from rpbench.streams import Seeds
 
 INDEX = "index.json"
@@ -207,17 +209,21 @@ def _published(told: _Text, record: RunRecord) -> Entry:
     return replace(entry(record, told.place), level=told.level, row=told.row)
 
 
-def _lines(path: Path) -> Iterator[_Text]:
-    """Every line; what is no line of records is given as it stands, to be told so. ValueError for a file that cannot be
-    read."""
+def text_of(path: Path) -> str:
+    """What a file of JSON lines says. ValueError for one that cannot be read, is no plain file, or is too large."""
     try:
         told = path.stat()
         if not stat.S_ISREG(told.st_mode) or told.st_size > LARGEST_FILE:
             raise ValueError(f"is no file of at most {LARGEST_FILE // 2**20} MB")
-        text = path.read_text(errors="replace")
+        return path.read_text(errors="replace")
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
+
+
+def _lines(path: Path) -> Iterator[_Text]:
+    """Every line; what is no line of records is given as it stands, to be told so. ValueError for a file that cannot be
+    read."""
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
             yield _inner(f"{path.name}:{number}", line)
 
@@ -243,15 +249,22 @@ def parse(text: str) -> RunRecord:
         return RunRecord.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"])[:80] or "the file"
+        place = sentence(".".join(str(p) for p in first["loc"]), 80) or "the file"
         told = "" if first["type"] == "missing" else f" ({_short(first['input'])})"
         raise ValueError(f"{place}: {str(first['msg']).lower()}{told}") from None
 
 
 def entry(record: RunRecord, place: str) -> Entry:
     """A record as a board reads it. ValueError where its numbers cannot be."""
-    if why := impossible(record):
-        raise ValueError(why)
+    try:
+        if why := impossible(record):
+            raise ValueError(why)
+        return _flat(record, place)
+    except ArithmeticError as error:
+        raise ValueError(f"has numbers that nothing can be worked out of: {error}") from None
+
+
+def _flat(record: RunRecord, place: str) -> Entry:
     d, env = record.density, record.env
     return Entry(
         run_id=record.run_id,
@@ -334,6 +347,7 @@ def impossible(record: RunRecord) -> str:
     cost = record.cost
     for name, number in (
         *vars(record.seeds).items(), ("params", record.model.params), ("prunable", d.prunable),
+        ("model.prunable", record.model.prunable), ("task.version", record.task.version), ("cost.params", cost.params),
         ("batches", record.scheme.batches), ("images", record.scheme.images), ("kept", d.kept),
         ("dense_macs", cost.dense_macs), ("sparse_macs", cost.sparse_macs), ("seconds", cost.seconds),
         ("scheme_seconds", cost.scheme_seconds), ("train_images_per_s", cost.train_images_per_s),
@@ -345,6 +359,8 @@ def impossible(record: RunRecord) -> str:
     for name, value in (*record.metrics.items(), *record.last.items()):
         if why := _out_of_range(name, value):
             return why
+    if why := _misfit(d):
+        return why
     if record.status != "ok":
         return ""
     for part, name in ((record.metrics, "metrics"), (record.last, "last")):
@@ -352,31 +368,38 @@ def impossible(record: RunRecord) -> str:
             if key not in part:
                 return f"{name}.{key} is missing"
     if d.prunable != record.model.prunable:
-        return f"density.prunable is {d.prunable}, model.prunable {record.model.prunable}"
+        return f"density.prunable is {_short(d.prunable)}, model.prunable {_short(record.model.prunable)}"
     if d.kept is None or d.realised is None or sum(d.kept_per_layer) != d.kept:
         return "density.kept and kept_per_layer do not agree"
     if d.prunable < 1 or not 0 <= d.kept <= d.prunable or abs(d.realised - d.kept / d.prunable) > 1e-9:
-        return f"density.realised {d.realised} is not kept / prunable = {d.kept} / {d.prunable}"
+        return f"density.realised {_short(d.realised)} is not kept / prunable = {d.kept} / {d.prunable}"
+    return ""
+
+
+def _misfit(d: DensityPart) -> str:
+    """What is wrong with the weights of the layers, of which a cell that was never drawn has kept none."""
     if min(d.kept_per_layer, default=0) < 0:
         return "density.kept_per_layer has a negative count"
-    if d.numel_per_layer and (
-        len(d.numel_per_layer) != len(d.kept_per_layer)
-        or any(k > n or n < 1 for k, n in zip(d.kept_per_layer, d.numel_per_layer, strict=True))
-    ):
+    if not all(0 < n < 2**63 for n in d.numel_per_layer):
+        return "density.numel_per_layer: every layer has from 1 weight, and fewer than 2^63"
+    if not d.numel_per_layer or (d.kept is None and not d.kept_per_layer):
+        return ""
+    if len(d.numel_per_layer) != len(d.kept_per_layer) or any(map(gt, d.kept_per_layer, d.numel_per_layer)):
         return "density.kept_per_layer does not fit numel_per_layer"
     return ""
 
 
 def _out_of_range(name: str, value: float) -> str:
     if name == "epoch":
-        return "" if value == int(value) and 1 <= value < 10**6 else f"metrics.epoch is {value}: not an epoch"
+        whole = 1 <= value < 10**6 and value == int(value)
+        return "" if whole else f"metrics.epoch is {_short(value)}: not an epoch"
     most = 1.0
     if name == "brier":
         most = 2.0
     elif name == "nll":
         most = 1e6
     if not 0 <= value <= most:
-        return f"metrics.{_short(name)} is {value:g}: must be in [0, {most:g}]"
+        return f"metrics.{_short(name)} is {_short(value)}: must be in [0, {most:g}]"
     return ""
 
 

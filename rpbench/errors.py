@@ -25,6 +25,14 @@ import signal
 from collections.abc import Iterable
 
 
+def sentence(text: str, most: int = 2000) -> str:
+    """A text as one line of at most `most` characters without control characters, which could move a terminal's cursor
+    or paint: parts of an error may be a stranger's."""
+    line = " ".join(text.split())
+    line = line if len(line) <= most else f"{line[: most - 3]}..."
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
 class RpbenchError(Exception):
     """Base of everything that rpbench raises on purpose; its text is one sentence for a person."""
 

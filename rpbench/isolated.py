@@ -41,6 +41,7 @@ Serve = Callable[[Head, bytes], tuple[Head, bytes]]
 
 START = 300.0  # seconds in which a process imports torch, on whatever disk it lies
 PRINTED = 200  # lines of what a file prints that are passed on, for each process
+WIDE = 500  # characters of such a line
 BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from rpbench.child import main; main()"
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "HF_HUB_OFFLINE")
 KEPT_FAMILIES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "CUBLAS_", "NVIDIA_")
@@ -180,9 +181,12 @@ def _score(process: Process, probe: Probe, args: dict[str, Any]) -> dict[str, An
     if answer.get("scores") is not True:
         process.refuse("no scores")
     try:
-        return dict(load(blob))
+        found = dict(load(blob))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
         process.refuse("scores that cannot be read")
+    if unknown := sorted(set(found) - set(table.names)):
+        raise SchemeError(f"scores of unknown layers {_plain(', '.join(unknown))}")
+    return found
 
 
 def _sent(probe: Probe) -> tuple[Head | None, list[str], bytes]:
@@ -421,7 +425,9 @@ class Process:
             lines, self._said = [*lines, self._said], b""
         for line in filter(None, lines):
             self._lines += 1
-            text = _printable(line.decode(errors="replace")) if self._lines <= PRINTED else "prints more: not shown"
+            text = "prints more: not shown"
+            if self._lines <= PRINTED:
+                text = _printable(line[: 4 * WIDE].decode(errors="replace")[:WIDE])
             if self._lines <= PRINTED + 1:
                 print(f"{self.outline.path.name}: {text}", file=sys.stderr)
         return self._printing

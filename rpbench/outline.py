@@ -146,12 +146,16 @@ class _Source:
     def outline(self, name: str, source_hash: str, module: str) -> Outline:
         function = self._function(name)
         kind, said = self._decorator(function)
+        try:
+            signature = inspect.Signature(list(self._parameters(function)))
+        except ValueError as error:  # of names that stand there twice, which the parser takes
+            raise UsageError(f"{self._at(function)}: '{function.name}' has no signature: {error}") from None
         return Outline(
             name=function.name,
             kind=kind,
             path=self.path,
             doc=ast.get_docstring(function) or "",
-            signature=inspect.Signature(list(self._parameters(function))),
+            signature=signature,
             source_hash=source_hash,
             module=module,
             **said,

@@ -338,6 +338,25 @@ main(['run'])"""
     assert (done.returncode, done.stdout) == (130, ".\n"), done.stderr
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_no_error_paints(stopped: bool, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    import rpbench.run
+    from rpbench.errors import Interrupted, SchemeError
+
+    text = "layer \x1b]0;PWN\x07\x1b[31m\u202eall\r\nis \udcff well " + "A" * 5000
+
+    def fail(*_: Any) -> None:
+        raise Interrupted(15, text) if stopped else SchemeError(text)
+
+    monkeypatch.setattr(rpbench.run, "run_cell", fail)
+    result = invoke("run")
+    assert result.exit_code == (143 if stopped else 2)
+    told = result.stderr.rstrip("\n").splitlines()[-1].removeprefix("Error: ")
+    assert told.startswith("layer ?]0;PWN??[31m?all is ? well AAA")
+    assert len(told) == 2000
+    assert told.isprintable()
+
+
 def test_interrupted_outside_of_training(monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
     import rpbench.run
 

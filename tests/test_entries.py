@@ -74,6 +74,13 @@ KEYS = [
 ]
 NUMBERS = (float("nan"), float("inf"), 1e300, -0.1, "0.9", None, [], {}, True)
 NAMES = ("../../etc/passwd", "/etc/passwd", "a/b", "", ".", "x" * 300, "a\x00b", "a\nb")
+LAYERS: list[dict[str, Any]] = [
+    {"kept_per_layer": [1], "numel_per_layer": [0]},
+    {"kept_per_layer": [10**400], "numel_per_layer": [1]},
+    {"kept_per_layer": [10**400], "numel_per_layer": [10**401]},
+    {"kept_per_layer": [-1], "numel_per_layer": [1]},
+    {"kept_per_layer": [1, 1], "numel_per_layer": [1]},
+]
 HOSTILE: list[str | bytes] = [
     *(changed(key, KeyError) for key in KEYS),
     *(changed(f"metrics.{key}", value) for key in ("top1", "nll", "ece") for value in NUMBERS),
@@ -85,6 +92,15 @@ HOSTILE: list[str | bytes] = [
     changed("density.kept_per_layer", [-1, 2]),
     changed("density.kept_per_layer", "all"),
     changed("density.numel_per_layer", [1, 1, 1, 1]),
+    *(changed(f"{part}.{key}", 10**400) for part in ("metrics", "last") for key in ("top1", "nll", "epoch")),
+    changed("metrics.\x1b]0;PWN\x07", "x"),
+    changed("task.version", 10**400),
+    changed("model.prunable", 10**400),
+    *(
+        json.dumps(good() | {"status": status, "metrics": {}, "last": {}, "density": good()["density"] | layers})
+        for status in ("infeasible", "failed", "diverged", "ok")
+        for layers in LAYERS
+    ),
     changed("status", "great"),
     changed("precision", "int1"),
     changed("protocol.overrides", {"recipe.epochs": 1}),
@@ -113,7 +129,16 @@ def test_hostile_records_are_named_one_by_one_and_lose_nothing_else(tmp_path: Pa
         assert len(found.entries) == len(plan.cells)
         hostile = [f"hostile-{i:03d}" for i in range(len(HOSTILE))]
         assert [fault.place for fault in found.faults] == ["fifo", "folder", *hostile]
-        assert all(fault.why and "\n" not in fault.why and len(fault.why) < 400 for fault in found.faults)
+        assert all(fault.why and fault.why.isprintable() and len(fault.why) < 400 for fault in found.faults)
+
+
+def test_a_cell_that_was_never_drawn_has_kept_nothing(tmp_path: Path) -> None:
+    cell = good() | {"status": "infeasible", "metrics": {}, "last": {}, "error": "cannot be met"}
+    cell["density"] |= {"kept": None, "realised": None, "effective": None, "kept_per_layer": []}
+    synthetic.write(tmp_path, cell)
+    found = read_store(tmp_path)
+    assert not found.faults
+    assert [(e.status, e.layers) for e in found.entries] == [("infeasible", ())]
 
 
 def test_hostile_lines_are_named_by_their_number(tmp_path: Path) -> None:

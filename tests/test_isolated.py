@@ -312,6 +312,7 @@ def mine(probe, *, what: str = "good", batches: int = 0):
         return {name: scores[name].view(-1)[:1].expand(scores[name].shape) for name in scores}
     bad = {
         "nan": {first: scores[first] * float("nan")}, "text": {first: "x"}, "unknown": {"x": torch.ones(1)},
+        "painted": {"\\x1b]0;PWN\\x07": torch.ones(1)},
         "shape": {first: torch.ones(10**7)}, "complex": {first: scores[first] * 1j}, "equal": {},
         "memory": {first: torch.ones(10**11) if what == "memory" else 0},
     }
@@ -343,6 +344,7 @@ def test_score_schemes_that_lie_and_that_break(
             ("equal", ScoreError, "all 77,072 scores are equal"),
             ("text", SchemeError, "scheme 'mine' scored 'conv.weight' with a str, no array"),
             ("unknown", SchemeError, "scores of unknown layers x"),
+            ("painted", SchemeError, "scores of unknown layers "),
             ("missing", SchemeError, "no scores for "),
             ("shape", SchemeError, "scores of 'conv.weight' have shape (10000000,), its weight (16, 1, 3, 3)"),
             ("complex", SchemeError, "scores of 'conv.weight' are complex64: they must be real numbers"),
@@ -351,13 +353,14 @@ def test_score_schemes_that_lie_and_that_break(
                 with pytest.raises(error) as told:
                     planned(scheme, what=what)
                 assert says in str(told.value)
+                assert str(told.value).isprintable() or scheme is own
         with pytest.raises(ScoreError, match="asked for more memory than the 4 GB that it may use"):
             planned(theirs, what="memory")
         for what in ("half", "numpy", "same"):
             assert planned(theirs, what=what) == planned(own, what=what)
         capfd.readouterr()
         planned(theirs, what="calls")  # one process for all of them
-        assert capfd.readouterr().err == "mine.py: 14\n"
+        assert capfd.readouterr().err == "mine.py: 15\n"
         with pytest.raises(UsageError, match="this scheme looks at labelled batches"):
             plan_table(table, theirs, 0.1, Probe(net, table, 0.1), bind("mine", own.function, {"batches": 1}))
 
@@ -469,6 +472,15 @@ def test_what_runs_is_the_file_that_was_read(tmp_path: Path, table: LayerTable) 
     assert plan_table(table, honest, 0.2, None, {}).kept == 15_414
     with pytest.raises(UsageError, match="mine.py' has changed since it was read: ask again"):
         plan_table(table, found, 0.2, None, {})
+
+
+def test_what_a_file_prints_is_cut(tmp_path: Path, table: LayerTable, capfd: pytest.CaptureFixture[str]) -> None:
+    body = "for _ in range(300): os.write(2, b'\\x1b]0;x\\x07' * 9000 + b'\\n')" + HONEST
+    plan_table(table, mine(tmp_path, body), 0.2, None, {})
+    lines = capfd.readouterr().err.splitlines()
+    assert 200 <= len(lines) <= 201
+    assert max(map(len, lines)) <= 520
+    assert all(line.isprintable() for line in lines)
 
 
 def test_limits_of_the_command_line(tmp_path: Path, invoke: Callable[..., Result]) -> None:

@@ -269,7 +269,7 @@ def test_what_is_not_merged(root: Path, tmp_path: Path) -> None:
         (of(changed(status="failed", error="x")), PASSED, "checked", "of a run that failed"),
         (of(changed(protocol={"on": False})), PASSED, "checked", "leaves out .*off protocol"),
         (of(changed(seeds={"run": 77})), PASSED, "checked", "not cells of board"),
-        (of(changed(metrics={"top1": 3.0})), PASSED, "checked", '"top1" is 3: must be in'),
+        (of(changed(metrics={"top1": 3.0})), PASSED, "checked", '"top1" is 3.0: must be in'),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=why) as refused:
             merge(given, verdicts, level, root)

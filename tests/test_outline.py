@@ -110,6 +110,11 @@ def test_an_optional_literal_and_a_signature(tmp_path: Path) -> None:
         ("def shape(t, d): ...", "must define one scheme (or one called 'mine'): it has none"),
         ("@shape_scheme\ndef a(t, d): ...\n@score_scheme\ndef b(p): ...", "it has a, b"),
         ("@mask_sampler\ndef mine(t, c, k, s): ...", "must define one scheme (or one called 'mine'): it has none"),
+        (
+            "@shape_scheme\ndef mine(t, d, *, a=1, a=2): ...",
+            "line 3: 'mine' has no signature: duplicate parameter name",
+        ),
+        ("@shape_scheme\ndef mine(t, t): ...", "line 3: 'mine' has no signature: duplicate parameter name: 't'"),
         ("def mine(:", "does not load: SyntaxError: invalid syntax (mine.py, line 2)"),
         ("x = '\0'", "source code string cannot contain null bytes"),
         ("x = " + "(" * 500 + ")" * 500, "does not load: "),

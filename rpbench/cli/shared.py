@@ -21,7 +21,7 @@ class Group(click.Group):
     """Turns rpbench's own errors into click's usage errors: one sentence, exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from rpbench.errors import RpbenchError
+        from rpbench.errors import RpbenchError, sentence
 
         try:
             return super().invoke(ctx)
@@ -31,9 +31,9 @@ class Group(click.Group):
         except RpbenchError as error:
             number = getattr(error, "number", None)
             if number is not None:  # stopped by a signal, after a checkpoint
-                click.echo(str(error), err=True)
+                click.echo(sentence(str(error)), err=True)
                 raise SystemExit(128 + number) from None
-            raise click.UsageError(" ".join(str(error).split()), ctx=self._deepest(ctx)) from None
+            raise click.UsageError(sentence(str(error)), ctx=self._deepest(ctx)) from None
 
     def _deepest(self, ctx: click.Context) -> click.Context:
         name = ctx.invoked_subcommand
