@@ -18,10 +18,11 @@ from rpbench.board import Plan, Who, board_hash, board_names, expand, load_board
 from rpbench.bundle import MANIFEST, Bundle, Evidence
 from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, names, sampler_names
 from rpbench.correct import marks
-from rpbench.entries import LEVELS, Line, entry, parse
+from rpbench.entries import LARGEST, LARGEST_FILE, LEVELS, Line, entry, parse
 from rpbench.errors import UsageError
 from rpbench.files import write_bytes
 from rpbench.published import RowFile, lines_text, refresh, rows_of
+from rpbench.record import canonical
 from rpbench.selection import Shelved, may_be_called, select, who_of
 from rpbench.submitted import (
     FOLDER,
@@ -124,6 +125,8 @@ def _change(bundle: Bundle, verdicts: Sequence[Verdict], level: str, root: Path,
     shared = next((file.lines for file in there.values() if file.path == target), ())
     wanted = _submitted(bundle, card, root, stem)
     wanted[target] = lines_text(plan, label, [*_others(shared, who), *lines]).encode()
+    if (size := len(wanted[target])) > LARGEST_FILE:
+        raise UsageError(f"the row's file would have {size / 2**20:.0f} MB: {LARGEST_FILE // 2**20} MB are read")
     return _Change(plan, who, card, wanted, target, known, _older(root, board, stem, card))
 
 
@@ -197,6 +200,8 @@ def _row(bundle: Bundle, plan: Plan, level: str) -> tuple[Who, str, list[Line]]:
 def _line(cell: Evidence, level: str) -> Line:
     try:
         record = parse(cell.text)
+        if (size := len(canonical(record.as_json()))) > LARGEST:  # it may have come in fewer bytes
+            raise ValueError(f"would be published with {size / 2**20:.1f} MB: {LARGEST // 2**20} MB are read")
         found = replace(entry(record, cell.run_id), level=level)
     except ValueError as error:
         raise UsageError(f"record {shown(cell.run_id)}: {' '.join(str(error).split())}") from None

@@ -284,6 +284,26 @@ def test_what_is_not_merged(root: Path, tmp_path: Path) -> None:
     assert len(read_board("digits", root).entries) == 45
 
 
+def test_what_is_merged_can_be_read_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is published in ASCII, which may take six times the bytes that it came in."""
+    code, before = source(tmp_path), files_of(root)
+    told = records(code)
+    wide = next(iter(told))
+    told[wide]["env"]["device_name"] = "\u00e9" * 40_000
+    given = bundle(tmp_path / "wide", code, told)
+    monkeypatch.setattr(merging, "LARGEST", 200_000)
+    with pytest.raises(UsageError, match=r"would be published with 0\.2 MB"):
+        merging.check(given, root)
+    monkeypatch.undo()
+    monkeypatch.setattr(merging, "LARGEST_FILE", 300_000)
+    with pytest.raises(UsageError, match="the row's file would have 0 MB"):
+        merge(given, PASSED, "checked", root)
+    assert files_of(root) == before
+    monkeypatch.undo()
+    merge(given, PASSED, "checked", root)
+    assert not read_board("digits", root).faults
+
+
 class Repository:
     """A folder with git, which knows nothing that is not in it."""
 
