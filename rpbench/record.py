@@ -8,6 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# what a run writes in `env` (`machine.environment`, and how many cells shared the machine), and of each set in `data`
+ENVIRONMENT = frozenset({
+    "rpbench", "git", "python", "torch", "torchvision", "accelerate", "numpy", "platform", "device", "device_name",
+    "threads", "cores", "world_size", "precision", "engine", "deterministic", "tf32", "packed",
+})  # fmt: skip
+FACTS = frozenset({"fingerprint", "n", "source", "trained_on", "validation"})
+
 Status = Literal["ok", "failed", "diverged", "infeasible"]
 
 

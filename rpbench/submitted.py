@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +34,7 @@ class _Part(BaseModel):
 
 
 class SourcePart(_Part):
-    file: str
+    file: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,79}\.py$")]
     sha256: str
 
 
@@ -100,6 +101,8 @@ def card_path(root: Path, stem: str, board: str) -> Path:
 def read_card(path: Path) -> Card | None:
     """A card, None where there is none; StoreError for one that cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StoreError(f"card '{path}' is no file")
         with open(path, "rb") as file:
             data = file.read(LARGEST_CARD + 1)
     except FileNotFoundError:

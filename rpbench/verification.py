@@ -21,7 +21,7 @@ from rpbench.checks.known import Known, Source, threads
 from rpbench.checks.told import Skipped, Told, read
 from rpbench.correct import right
 from rpbench.data.sources import Roots
-from rpbench.entries import LEVELS, Line, entry, parse, read_store
+from rpbench.entries import LEVELS, Line, entry, parse, read_store, text_of
 from rpbench.errors import RpbenchError, UsageError
 from rpbench.isolated import Limits
 from rpbench.outline import Word
@@ -159,7 +159,7 @@ def _of_board(row: list[Told], wanted: object) -> list[Told]:
 def merged_sources(root: Path) -> list[Source]:
     """The code of submissions that a leaderboard holds; what breaks the rules of sources is not run."""
     found = []
-    for path in sorted((root / FOLDER).glob("*/*.py")):
+    for path in filter(Path.is_file, sorted((root / FOLDER).glob("*/*.py"))):
         with path.open("rb") as file:
             content = file.read(SOURCE + 1)
         faults = {kind: source_faults(content, kind) for kind in KINDS}
@@ -262,7 +262,11 @@ def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -
 def _column_faults(path: Path, known: Known) -> Iterator[Verdict]:
     """Published lines whose flat columns are not those of the records in them, or that mark other test images as got
     right than their top-1 says; where one line of a row marks them, all do."""
-    lines = path.read_text(errors="replace").split("\n")
+    try:
+        lines = text_of(path).split("\n")
+    except ValueError as error:
+        yield Verdict("records", "R11", "failed", str(error), path.name)
+        return
     marked = any('"correct":"' in text and '"correct":""' not in text for text in lines)
     for number, text in enumerate(lines, start=1):
         if not text.strip():

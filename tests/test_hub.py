@@ -16,7 +16,7 @@ from hub_server import TOKEN, Hub
 from submitted_bundles import PASSED, bundle, files_of, leaderboard, source
 
 from rpbench.cli import main
-from rpbench.errors import HubError, UsageError
+from rpbench.errors import HubError, StoreError, UsageError
 from rpbench.hub import is_place, leaderboard_at, published_files
 from rpbench.merging import merge
 
@@ -211,6 +211,14 @@ def test_only_a_leaderboards_own_files_leave_the_machine(root: Path, tmp_path: P
     with pytest.raises(UsageError, match=r"secret\.jsonl' is no file"):
         published_files(copy)
     (copy / "digits" / "secret.jsonl").unlink()
+    (card,) = copy.glob("submissions/*/digits.json")
+    told = json.loads(card.read_text())
+    (copy / "secret.json").write_text("{}")
+    for name in ("../../secret.json", "/etc/hostname", "digits.json", "a/b.py", "mine.py\n"):
+        card.write_text(json.dumps(told | {"code": told["code"] | {"file": name}}))
+        with pytest.raises(StoreError, match=r"is not valid: code\.file: string should match"):
+            published_files(copy)
+    card.write_text(json.dumps(told))
     (copy / "README.md").write_text("edited")
     with pytest.raises(UsageError, match=r"README\.md are not made from the records: rpbench publish --refresh"):
         upload(copy, "hf:me/board")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,8 +25,11 @@ from rpbench.checks.known import Known
 from rpbench.checks.told import Skipped, Told, read
 from rpbench.data.sources import Roots
 from rpbench.entries import Line, entry, parse
+from rpbench.errors import StoreError
 from rpbench.evaluation import per_example
 from rpbench.published import line, published_boards, root_of
+from rpbench.record import ENVIRONMENT, FACTS
+from rpbench.submitted import cards
 from rpbench.task import load_task
 from rpbench.verdict import Verdict, failed
 from rpbench.verification import Check, checked, level, looked, merged_sources, published_subject, verify
@@ -79,6 +83,13 @@ def test_an_honest_bundle_passes(lab: Path, board: Board) -> None:
     again = [Verdict("rerun", "R13", "passed", "", v.where) for v in verdicts if v.check == "records"]
     assert level([*verdicts, *again[:3]]) == "verified"
     assert level([*verdicts, *again[:2]]) == "checked"
+
+
+def test_the_keys_that_a_run_writes(lab: Path) -> None:
+    for cell in open_bundle(lab / "bundle").cells:
+        record = parse(cell.text)
+        assert set(record.env) == ENVIRONMENT
+        assert {key for fact in record.data.values() for key in fact} == FACTS
 
 
 # --- what could be done to it ---------------------------------------------------------------------------------------
@@ -358,6 +369,18 @@ def foreign_keys(f: Forgery) -> None:
     f.edit(lambda r: r["density"].update(note="exactly on budget"))
 
 
+def foreign_environment(f: Forgery) -> None:
+    f.edit(lambda r: r["env"].update(junk="é" * 1000))
+
+
+def nested_environment(f: Forgery) -> None:
+    f.edit(lambda r: r["env"].update(git={"commit": "0" * 12}))
+
+
+def foreign_facts(f: Forgery) -> None:
+    f.edit(lambda r: r["data"]["photos"].update(note="the same"))
+
+
 def unread_record(f: Forgery) -> None:
     (f.cells[0] / "record.json").write_text('{"schema": "rpbench.record/1"}')
 
@@ -406,6 +429,7 @@ TAMPERINGS = {
     fewer_parameters: "budget", other_images: "protocol", other_noise: "protocol", held_out_less: "protocol",
     other_precision: "protocol", swapped_outputs: "metrics", copied_outputs: "metrics", other_name: "identity",
     no_time: "records", data_free: "batches", hidden_warning: "counts", shell: "identity", foreign_keys: "records",
+    foreign_environment: "records", nested_environment: "records", foreign_facts: "records",
     unread_record: "records", foreign_imports: "source", no_address: "card", other_board: "cells",
     other_row: "cells", no_cells: "cells",
     said_to_fail: "counts",
@@ -620,6 +644,19 @@ def test_flat_columns_are_those_of_the_record(tmp_path: Path) -> None:
     (verdict,) = failed(list(published_subject("digits", tmp_path).verdicts))
     assert (verdict.check, verdict.where) == ("records", "dense.jsonl:1")
     assert verdict.why.startswith("column 'top1' is '1.0'")
+
+
+def test_a_leaderboard_with_pipes_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "submissions" / "mine-0"
+    for path in (tmp_path / "digits" / "mine.jsonl", folder / "mine.py", folder / "digits.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+    wrong = failed(list(published_subject("digits", tmp_path).verdicts))
+    assert {v.where for v in wrong} == {"mine.jsonl"}
+    assert "is no file of at most 64 MB" in " ".join(v.why for v in wrong)
+    assert merged_sources(tmp_path) == []
+    with pytest.raises(StoreError, match="is no file"):
+        cards(tmp_path)
 
 
 def test_code_of_merged_submissions_is_at_hand(tmp_path: Path, lab: Path, board: Board) -> None:

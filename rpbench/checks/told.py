@@ -11,7 +11,7 @@ from rpbench.board import Context
 from rpbench.bundle import Arrays, Evidence
 from rpbench.entries import Entry, entry, parse
 from rpbench.errors import BundleError
-from rpbench.record import RunRecord
+from rpbench.record import ENVIRONMENT, FACTS, RunRecord
 from rpbench.untrusted import shown, strict_json
 from rpbench.verdict import Verdict
 
@@ -78,7 +78,7 @@ def _faults(told: Told) -> Iterator[str]:
     strict_json(told.evidence.text, "record.json")
     if told.whole and record.run_id != told.evidence.run_id:
         yield f"run_id {shown(record.run_id)} is not the name of its folder, {shown(told.evidence.run_id)}"
-    if foreign := sorted(_foreign(record)):
+    if foreign := sorted([*_foreign(record), *_foreign_facts(record)]):
         yield f"keys that this version does not write: {', '.join(map(shown, foreign[:5]))}"
     if told.ok and record.error:
         yield f"status is ok, with an error: {shown(record.error)}"
@@ -98,3 +98,12 @@ def _foreign(part: BaseModel, place: str = "") -> Iterator[str]:
         inner = getattr(part, name)
         if isinstance(inner, BaseModel):
             yield from _foreign(inner, f"{place}{name}.")
+
+
+def _foreign_facts(record: RunRecord) -> Iterator[str]:
+    """Keys of the environment and of image sets that no run writes, or that hold more than a number or a text."""
+    parts = [("env", record.env, ENVIRONMENT), *((f"data.{name}", fact, FACTS) for name, fact in record.data.items())]
+    for place, part, known in parts:
+        for key, value in part.items():
+            if key not in known or not isinstance(value, str | int | float | None):
+                yield f"{place}.{key}"
