@@ -105,7 +105,8 @@ CAP_DAC_READ_SEARCH = 2  # root's, to read what others own: reading stays allowe
 
 
 def die_with_parent() -> None:
-    """Be killed when the process that started this one ends."""
+    """Be killed when the process that started this one ends; to be asked for before `confine`, after which nobody can
+    take it back."""
     if sys.platform.startswith("linux"):
         _libc().prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
@@ -245,7 +246,11 @@ FIRST_UNKNOWN = 470  # calls that kernels have got since are absent too
 
 CLONE, KILL, TGKILL = (56, 220), (62, 129), (234, 131)
 SETRLIMIT, PRLIMIT, SETAFFINITY, IOCTL = (160, 164), (302, 261), (203, 122), (16, 29)
-CLONE_THREAD, TIOCSTI, TIOCLINUX = 0x10000, 0x5412, 0x541C
+FCNTL, PRCTL = (72, 25), (157, 167)
+CLONE_THREAD = 0x10000
+# commands that put text into a terminal, and that choose a process to be signalled when a file is ready
+TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
+F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
 
 SECCOMP = (317, 277)
 SET_MODE_FILTER, TSYNC = 1, 1
@@ -301,8 +306,12 @@ def _program(column: int, architecture: int, own: int) -> Iterator[bytes]:
         yield from _argument(number, 0, _unless(JUMP_EQUAL, own, FAIL | EPERM))
     yield from _argument(PRLIMIT[column], 0, _unless(JUMP_EQUAL, 0, FAIL | EPERM, or_equal=own))
     yield from _argument(SETAFFINITY[column], 0, _unless(JUMP_EQUAL, 0, FAIL | EPERM))
-    for request in (TIOCSTI, TIOCLINUX):
+    for request in (TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP):
         yield from _argument(IOCTL[column], 1, _when(JUMP_EQUAL, request, FAIL | EPERM))
+    for command in (F_SETOWN, F_SETSIG, F_SETOWN_EX):
+        yield from _argument(FCNTL[column], 1, _when(JUMP_EQUAL, command, FAIL | EPERM))
+    # what `die_with_parent` has asked for stays
+    yield from _argument(PRCTL[column], 0, _when(JUMP_EQUAL, PR_SET_PDEATHSIG, FAIL | EPERM))
     yield _step(RETURN, ALLOW)
 
 

@@ -506,6 +506,45 @@ def test_nothing_that_has_threads_is_imported_before_a_process_confines_itself()
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+STAYS = """
+import fcntl, os, struct, sys
+from pathlib import Path
+from rpbench import confine
+
+real = confine._landlock_abi
+confine._landlock_abi = lambda: (min(5, real()[0]), "")  # signals are Landlock's from version 6 on
+confine.die_with_parent()
+assert not confine.confine(Path(sys.argv[1])).lacks
+prctl, (ready, _) = confine._libc().prctl, os.pipe()
+other = struct.pack("i", os.getppid())
+for name, ask in {
+    "F_SETOWN": lambda: fcntl.fcntl(ready, 8, os.getppid()),
+    "F_SETSIG": lambda: fcntl.fcntl(ready, 10, 9),
+    "F_SETOWN_EX": lambda: fcntl.fcntl(ready, 15, struct.pack("ii", 1, os.getppid())),
+    "FIOSETOWN": lambda: fcntl.ioctl(ready, 0x8901, other),
+    "SIOCSPGRP": lambda: fcntl.ioctl(ready, 0x8902, other),
+}.items():
+    try:
+        ask()
+        print(name)
+    except PermissionError:
+        pass
+    except OSError as error:
+        print(name, error)
+if prctl(1, 0, 0, 0, 0) != -1:
+    print("PR_SET_PDEATHSIG")
+fcntl.fcntl(ready, fcntl.F_SETFL, fcntl.fcntl(ready, fcntl.F_GETFL) | os.O_NONBLOCK)
+assert prctl(15, b"mine", 0, 0, 0) == 0
+print("done")
+"""
+
+
+@protected
+def test_no_signal_is_sent_by_way_of_a_file_and_a_process_ends_with_its_parent(tmp_path: Path) -> None:
+    told = subprocess.run([sys.executable, "-c", STAYS, str(tmp_path)], capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("done\n", "")
+
+
 def test_limits_are_positive_and_leave_the_shelf_alone() -> None:
     with pytest.raises(UsageError, match="--scheme-seconds 0"):
         Limits(seconds=0)
