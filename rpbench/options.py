@@ -81,10 +81,23 @@ def plain(values: Options) -> dict[str, Any]:
 
 
 def written(name: str, function: Callable[..., Any], values: Options) -> str:
-    """The shortest NAME:key=value form that means these values."""
+    """The shortest NAME:key=value form that means these values. UsageError for one that would be read otherwise."""
     known = declared(function)
-    parts = [f"{k}={_text(v)}" for k, v in values.items() if v != known[k].default]
+    parts = []
+    for option, value in values.items():
+        if value != known[option].default:
+            text = _text(value)
+            if "," in text or text != text.strip():
+                raise UsageError(
+                    f"option {option} is {text!r:.80}: no value with a comma, or a space at an end, can be asked for"
+                )
+            parts.append(f"{option}={text}")
     return f"{name}:{','.join(parts)}" if parts else name
+
+
+def files(function: Callable[..., Any]) -> list[str]:
+    """The options that are files, to be opened when they are bound or called."""
+    return [name for name, p in declared(function).items() if p.annotation is Path or Path in get_args(p.annotation)]
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -136,7 +149,7 @@ def _convert(place: str, value: Any, annotation: Any) -> Any:
             number: float = annotation(value)
             if annotation is int and number != float(value):
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             word = "a whole number" if annotation is int else "a number"
             raise UsageError(f"{place} is '{value}': it must be {word}") from None
         if number != number or number in (float("inf"), float("-inf")):

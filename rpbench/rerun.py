@@ -14,7 +14,7 @@ from rpbench.checks.scored import numbers, unlike
 from rpbench.checks.standing import Relation, Tolerance, among_seeds, choose, limit, relate, tolerance
 from rpbench.checks.told import Told
 from rpbench.entries import Entry, entry
-from rpbench.errors import UsageError
+from rpbench.errors import RpbenchError, UsageError
 from rpbench.pack import End, Watch, own_cores, run_packed
 from rpbench.record import RunRecord
 from rpbench.rows import metric_of
@@ -131,14 +131,19 @@ def _row(e: Entry) -> tuple[Any, ...]:
 
 
 def asks_of(subject: Subject) -> dict[str, Asked]:
-    """How to ask for each cell of the board whose scheme and sampler are here, by its name."""
+    """How to ask for each cell of the board whose scheme and sampler are here, by its name. Left out: what nobody can
+    ask for, which checks say."""
     found = {}
     for who, row in asked.rows(subject.tolds, subject.known).items():
-        if asked.given_of(subject.known, who) is None:
+        try:
+            if asked.given_of(subject.known, who) is None:
+                continue
+            wanted = asked.wanted_of(subject.known, who)
+        except RpbenchError:
             continue
-        wanted = asked.wanted_of(subject.known, who)
         for told in row:
-            if ask := wanted.get((told.context, told.entry.seeds)):
+            ask = wanted.get((told.context, told.entry.seeds))
+            if ask and not asked.micro_batch_fault(told.record, subject.known):
                 found[told.where] = ask | {"micro_batch": told.record.micro_batch}
     return found
 

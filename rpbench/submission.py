@@ -185,13 +185,16 @@ def _source_refusals(row: Row) -> Iterator[Verdict]:
     if row.source is not None:
         for fault in row.source.faults:
             yield _refused("source", f"{row.source.path.name} {fault}")
-    for word, args in (("scheme", row.who.args), ("sampler", row.who.sampler_args)):
-        for name, value in json.loads(args).items():
-            if isinstance(value, str) and "#sha256:" in value:
-                told = (
-                    f"option {name} of the {word} names a file, {value.partition('#')[0]}, that a bundle does not hold"
-                )
-                yield _refused("source", f"{told}: write what it says into a source file")
+    sampler = row.wish.sampler or STANDARD
+    for word, found, args in (
+        ("scheme", isolated_scheme(row.wish.scheme)[0].function, row.who.args),
+        ("sampler", isolated_sampler(sampler)[0].function, row.who.sampler_args),
+    ):
+        for name in options.files(found):
+            value = json.loads(args).get(name)
+            file = f"names a file, {value.partition('#')[0]}," if isinstance(value, str) else "is a file,"
+            told = f"option {name} of the {word} {file} that a bundle does not hold"
+            yield _refused("source", f"{told}: write what it says into a source file")
 
 
 def contract_refusals(row: Row) -> list[Verdict]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpbench.board import Board, board_hash, board_names, expand, load_board
+from rpbench.board import Board, Who, board_hash, board_names, expand, load_board
 from rpbench.bundle import SOURCE, Bundle, file_faults, line_evidence, store_evidence
 from rpbench.checks import asked, pruned, scored, submitted, trained
 from rpbench.checks.known import Known, Source, threads
@@ -117,13 +117,14 @@ def bundle_subject(
             raise UsageError(f"board {shown(manifest.board.name)} is not on the shelf: give its file with --board")
         board = load_board(manifest.board.name)
     verdicts = _verdicts("files", [f"{shown(f.place)} {f.why}" for f in file_faults(bundle)])
-    faults = list(submitted.source(bundle))
-    verdicts += _verdicts("source", faults)
     with tempfile.TemporaryDirectory(prefix="rpbench-") as folder:
-        source = None
-        if bundle.source is not None:
-            path = Path(folder, bundle.source_name)
+        path = Path(folder, bundle.source_name) if bundle.source is not None else None
+        if path is not None and bundle.source is not None:
             path.write_bytes(bundle.source)
+        faults = list(submitted.source(bundle)) or list(submitted.file_options(bundle, path))
+        verdicts += _verdicts("source", faults)
+        source = None
+        if path is not None and bundle.source is not None:
             barred = "its source breaks the rules (check source): it is not run" if faults else ""
             source = Source(bundle.manifest.kind, path, hashlib.sha256(bundle.source).hexdigest(), barred)
         with Known(expand(board), roots, source, limits) as known, threads(1):
@@ -141,9 +142,7 @@ def store_subject(board: str, store: Path, roots: Roots | None = None, limits: L
     names = [e.place for e in found.entries if (e.task, e.model, e.density) in known.wanted]
     verdicts = [Verdict("records", "R11", "failed", f.why, f.place) for f in found.faults]
     tolds, read_verdicts = read(store_evidence(store, names), whole=True)
-    kept = [
-        told for row in asked.rows(tolds, known).items() for told in _of_board(row[1], asked.wanted_of(known, row[0]))
-    ]
+    kept = [told for who, row in asked.rows(tolds, known).items() for told in _of_board(row, who, known)]
     if not kept:
         raise UsageError(f"store '{store}' has no record of board '{board}'")
     there = {told.where for told in kept}
@@ -151,8 +150,11 @@ def store_subject(board: str, store: Path, roots: Roots | None = None, limits: L
     return Subject(f"{board} in {store}", tuple(sorted(kept, key=lambda t: t.where)), known, tuple(verdicts))
 
 
-def _of_board(row: list[Told], wanted: object) -> list[Told]:
-    assert isinstance(wanted, dict)
+def _of_board(row: list[Told], who: Who, known: Known) -> list[Told]:
+    try:
+        wanted = asked.wanted_of(known, who)
+    except RpbenchError:  # `asked.cells` says so
+        return row
     return [told for told in row if (told.context, told.entry.seeds) in wanted]
 
 
@@ -255,7 +257,11 @@ def _row_faults(bundle: Bundle, board: Board, tolds: list[Told], known: Known) -
         ):
             if (name, args) != (told.name, canonical(told.args)):
                 yield f"its records are of {kind} {shown(name)} {shown(args)}, bundle.json says {shown(told.name)}"
-        if (label := asked.label_of(known, who)) not in ("", manifest.row):
+        try:
+            label = asked.label_of(known, who)
+        except RpbenchError:  # `asked.cells` says so
+            continue
+        if label not in ("", manifest.row):
             yield f"row is {shown(manifest.row)}: such a row is called {label}"
 
 

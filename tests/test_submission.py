@@ -365,6 +365,15 @@ def test_options_that_name_files_are_refused(lab: Path) -> None:
     assert told.why.startswith("option file of the scheme names a file, densities.json")
 
 
+def test_a_source_that_takes_a_file_is_refused(lab: Path) -> None:
+    """Given or not: its bundle would not be verified."""
+    head = "from pathlib import Path\nfrom rpbench import shape_scheme\n\n@shape_scheme\n"
+    (lab / "takes.py").write_text(f"{head}def takes(table, density, *, file: Path | None = None):\n    'It takes.'\n")
+    told = [v.why for v in refusals(find_row(Wish("./takes.py", "own.toml", lab / "store")), CARD) if v.rule == "R1"]
+    assert told == ["option file of the scheme is a file, that a bundle does not hold: write what it says into a "
+                    "source file"]  # fmt: skip
+
+
 def test_a_row_without_its_reference_is_not_ranked(lab: Path) -> None:
     (dense,) = (lab / "store").glob("digits-resnet8-dense-*")
     shutil.rmtree(dense)

@@ -19,6 +19,7 @@ from forged import Forgery
 from rpbench import metrics
 from rpbench.board import Board, Choice, expand
 from rpbench.bundle import open_bundle, store_evidence
+from rpbench.catalog import outline
 from rpbench.cell import ask
 from rpbench.checks import asked, pruned, scored
 from rpbench.checks.known import Known
@@ -27,12 +28,22 @@ from rpbench.data.sources import Roots
 from rpbench.entries import Line, entry, parse
 from rpbench.errors import StoreError
 from rpbench.evaluation import per_example
-from rpbench.published import line, published_boards, root_of
+from rpbench.published import line, published_boards, refresh, root_of
 from rpbench.record import ENVIRONMENT, FACTS
+from rpbench.rerun import asks_of
 from rpbench.submitted import cards
 from rpbench.task import load_task
 from rpbench.verdict import Verdict, failed
-from rpbench.verification import Check, checked, level, looked, merged_sources, published_subject, verify
+from rpbench.verification import (
+    Check,
+    bundle_subject,
+    checked,
+    level,
+    looked,
+    merged_sources,
+    published_subject,
+    verify,
+)
 
 Invoke = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,6 +253,47 @@ def _source(f: Forgery, text: str) -> Any:
     return Source("scheme", f.place / "source" / "mine.py", forged.sha256(text))
 
 
+def _with_options(f: Forgery, declared: str, args: dict[str, Any]) -> None:
+    """The source with other options, and their values in every record; names and manifest follow."""
+    text = "from pathlib import Path\n" + forged.SOURCE.replace("power=0.5", declared)
+    f.source(text)
+    f.edit_all(lambda r: r["scheme"].update(source=forged.sha256(text), args=args))
+    f.known = Known(f.known.plan, source=_source(f, text))
+    f.rename_all()
+    f.manifest(lambda m: m["scheme"].update(args=args))
+
+
+def two_options_in_one(f: Forgery) -> None:
+    """An option's value that asks for another option, where it is asked for as text."""
+    _with_options(f, "power: float = 0.5, note: str = ''", {"power": 0.5, "note": "a,power=3"})
+
+
+def huge_number(f: Forgery) -> None:
+    _with_options(f, "power: float = 0.5", {"power": 10**400})
+
+
+def file_to_read(f: Forgery) -> None:
+    _with_options(f, "power: float = 0.5, file: Path", {"power": 0.5, "file": str(f.place / "bundle.json")})
+
+
+def file_that_may_be_read(f: Forgery) -> None:
+    _with_options(f, "power: float = 0.5, file: 'Path | None' = None", {"power": 0.5, "file": None})
+
+
+def better_name(f: Forgery) -> None:
+    """The results of one's own code under the name of somebody else's."""
+    f.edit_all(lambda r: r["scheme"].update(name="official_sota", args={}))
+    f.rename_all()
+    f.edit_all(lambda r: r["scheme"].update(args={"power": 0.5}))
+    f.manifest(lambda m: m.update(row="official_sota", scheme={"name": "official_sota", "args": {"power": 0.5}}))
+
+
+def parts_of_no_size(f: Forgery) -> None:
+    """A batch in parts of fewer than no images."""
+    f.edit_all(lambda r: r.update(micro_batch=-5))
+    f.rename_all()
+
+
 def other_options(f: Forgery) -> None:
     """Results of one option as those of another."""
     f.edit_all(lambda r: r["scheme"].update(args={"power": 0.7}))
@@ -432,7 +484,8 @@ TAMPERINGS = {
     foreign_environment: "records", nested_environment: "records", foreign_facts: "records",
     unread_record: "records", foreign_imports: "source", no_address: "card", other_board: "cells",
     other_row: "cells", no_cells: "cells",
-    said_to_fail: "counts",
+    said_to_fail: "counts", two_options_in_one: "cells", huge_number: "counts", file_to_read: "source",
+    file_that_may_be_read: "source", better_name: "identity", parts_of_no_size: "protocol",
 }  # fmt: skip
 
 
@@ -473,6 +526,70 @@ def test_tampering_is_caught(tamper: Callable[[Forgery], None], check: str, forg
 def test_a_bundle_that_is_not_sealed_again(forgery: Forgery, board: Board) -> None:
     raised(forgery)
     assert "files" in {v.check for v in failed(verify(open_bundle(forgery.place), board=board))}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["own", "shelf"])
+def test_no_file_that_a_record_names_is_opened(
+    kind: str, forgery: Forgery, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"token": "hf_secret"}')
+    args = {"file": str(secret)}
+    if kind == "own":
+        _with_options(forgery, "file: Path", args)
+    else:
+        shutil.rmtree(forgery.place / "source")
+        part = {"name": "given", "args": args}
+        forgery.edit_all(lambda r: r["scheme"].update(part, source=outline("given").source_hash))
+        forgery.edit_all(lambda r: r.update(command=r["command"].replace("mine.py", "given")))
+        forgery.rename_all()
+        forgery.manifest(lambda m: m.update(row="given", scheme=part))
+    forgery.seal()
+    opened: list[Path] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (opened.append(self), real(self, *a, **k))[1])
+    with bundle_subject(open_bundle(forgery.place), board=board) as subject:
+        found = failed(checked(subject))
+        assert not asks_of(subject)
+    assert (tmp_path / "secret.json") not in opened
+    assert opened
+    assert {"source"} <= {v.check for v in found}
+    assert "option file of the scheme is a file, that a bundle does not hold" in found[0].why
+    assert "hf_secret" not in " ".join(v.why for v in found)
+    if kind == "shelf":
+        assert any("option file of 'given' names a file" in v.why for v in found if v.check == "counts")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("tamper", [two_options_in_one, better_name, parts_of_no_size])
+def test_what_nobody_can_ask_for_is_not_trained_again(
+    tamper: Callable[[Forgery], None], lab: Path, forgery: Forgery, board: Board, invoke: Invoke
+) -> None:
+    tamper(forgery)
+    forgery.seal()
+    with bundle_subject(open_bundle(forgery.place), board=board) as subject:
+        assert not asks_of(subject)
+    done = invoke("verify", str(forgery.place), "--board", str(lab / "small.toml"), "--rerun", "1")
+    assert done.exit_code == 1, done.output
+    assert "level: reported" in done.stdout
+
+
+@pytest.mark.parametrize("parts", [None, 1, 64])
+def test_a_batch_may_be_trained_in_parts(parts: int | None, lab: Path, known: Known) -> None:
+    told = read(open_bundle(lab / "bundle").cells, whole=True)[0][0]
+    assert look(asked.protocol, changed(told, lambda r: r.update(micro_batch=parts)), known)[0].state == "passed"
+    for wrong in (0, -1, 65, 10**30):
+        (verdict,) = look(asked.protocol, changed(told, lambda r, w=wrong: r.update(micro_batch=w)), known)
+        assert verdict.why.startswith(f"micro_batch is '{wrong}': it is null, or a whole number from 1 to")
+
+
+def test_other_parts_of_a_batch_do_not_make_another_training(lab: Path, known: Known) -> None:
+    """Else a number could be raised in the second record of a training, with other parts."""
+    told = read(open_bundle(lab / "bundle").cells, whole=True)[0][0]
+    raised = changed(told, lambda r: (r.update(micro_batch=63), r["metrics"].update(top1=0.99)))
+    verdicts = failed(scored.among([told, raised], [{}, {}]))
+    assert ["is the same training as" in v.why for v in verdicts] == [True]
 
 
 # --- schemes and samplers that look at data -------------------------------------------------------------------------
@@ -627,6 +744,31 @@ def test_published_rows_pass(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers_that_cannot_be(tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
     assert says in " ".join(v.why for v in published(tmp_path, ["erk"], change))
+
+
+def test_no_file_that_a_published_line_names_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it is checked, nor where it is shown."""
+    root, secret = tmp_path / "leaderboard", tmp_path / "secret.json"
+    (root / "digits").mkdir(parents=True)
+    secret.write_text('{"token": "hf_secret"}')
+    with published_subject("digits").known as known:
+        text = (root_of() / "digits" / "erk.jsonl").read_text().splitlines()[0]
+        record = json.loads(json.loads(text)["record"])
+        record["scheme"] |= {"name": "given", "args": {"file": str(secret)}, "source": outline("given").source_hash}
+        told = parse(json.dumps(record))
+        text = line(known.plan, "given", Line(told, entry(told, ""), json.loads(text)["correct"]))
+        (root / "digits" / "given.jsonl").write_text(text + "\n")
+    shutil.copy(root_of() / "digits" / "dense.jsonl", root / "digits")
+    opened: list[Path] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (opened.append(self), real(self, *a, **k))[1])
+    with (subject := published_subject("digits", root)).known:
+        found = failed(checked(subject))
+    refresh(root)
+    assert secret not in opened
+    assert opened
+    assert any("option file of 'given' names a file" in v.why for v in found if v.check == "counts")
+    assert not any("hf_secret" in path.read_text() for path in root.rglob("*") if path.is_file())
 
 
 def test_one_training_has_one_result(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def _source_faults(record: RunRecord, known: Known) -> Iterator[str]:
         if own is not None and own.kind == kind:
             if part.source != own.sha256:
                 yield f"{kind}.source is {part.source[:12]}...: the submitted file has sha256 {own.sha256[:12]}..."
+            elif not own.barred:  # raises where it has another name
+                (known.scheme if kind == "scheme" else known.sampler)(part.name, part.source)
         elif own is not None and not shelved:
             yield f"{kind} {shown(part.name)} is neither on the shelf nor the submitted file"
         elif kind == "scheme" and shelved and part.source != (right := outline(part.name).source_hash):
@@ -179,7 +181,17 @@ def protocol(told: Told, known: Known) -> Iterator[str]:
     ):
         if found != right:
             yield f"{name} is {shown(found)}: the board's is {right or 'none'}"
+    if why := micro_batch_fault(record, known):
+        yield why
     yield from _data_faults(record, known, task)
+
+
+def micro_batch_fault(record: RunRecord, known: Known) -> str:
+    """Why a batch cannot have been trained in the parts that a record says; '' if it can."""
+    part, batch = record.micro_batch, known.task(record).recipe.batch
+    if part is None or 1 <= part <= batch:
+        return ""
+    return f"micro_batch is {shown(part)}: it is null, or a whole number from 1 to the recipe's batch, {batch:,}"
 
 
 def _data_faults(record: RunRecord, known: Known, task: Task) -> Iterator[str]:
@@ -253,9 +265,13 @@ def cells(tolds: Sequence[Told], known: Known) -> list[Verdict]:
     """Whether every row has exactly the cells that its board wants of it, each once, each with an end."""
     verdicts = []
     for who, row in rows(tolds, known).items():
-        wanted = wanted_of(known, who)
         there: dict[tuple[Context, Seeds], str] = {}
         name = who.scheme if not who.args.strip("{}") else f"{who.scheme} {who.args}"
+        try:
+            wanted = wanted_of(known, who)
+        except RpbenchError as error:
+            verdicts.append(Verdict("cells", "R4", "failed", str(error), shown(name)))
+            continue
         for told in row:
             key = (told.context, told.entry.seeds)
             why = ""
@@ -279,7 +295,10 @@ def cells(tolds: Sequence[Told], known: Known) -> list[Verdict]:
 
 
 def wanted_of(known: Known, who: Who) -> dict[tuple[Context, Seeds], dict[str, Any]]:
-    """The cells that a board wants of a row, with how to ask for each: arguments of `rpbench.cell.ask`."""
+    """The cells that a board wants of a row, with how to ask for each: arguments of `rpbench.cell.ask`.
+
+    UsageError where nothing asks for such a row.
+    """
     plan: Plan = known.plan
     if who in plan.labels:
         return {(w.context, w.seeds): w.asked for w in plan.cells if w.who == who}
@@ -291,7 +310,8 @@ def wanted_of(known: Known, who: Who) -> dict[tuple[Context, Seeds], dict[str, A
 
 
 def given_of(known: Known, who: Who) -> tuple[str, str] | None:
-    """A row's scheme and sampler as they are asked for; None where one of them is not here."""
+    """A row's scheme and sampler as they are asked for; None where one of them is not here. UsageError where no command
+    asks for their options."""
     return _written(
         known, who, known.path_of("scheme", who.source) or who.scheme,
         known.path_of("sampler", who.sampler_source) or who.sampler,
@@ -299,7 +319,7 @@ def given_of(known: Known, who: Who) -> tuple[str, str] | None:
 
 
 def label_of(known: Known, who: Who) -> str:
-    """What a row is called in a table; '' where its scheme or sampler is not here."""
+    """What a row is called in a table; '' where its scheme or sampler is not here. UsageError as `given_of`."""
     scheme, sampler = _written(known, who, who.scheme, who.sampler) or ("", "")
     return scheme if sampler in ("exact", "") else f"{scheme} + {sampler}"
 

@@ -24,7 +24,7 @@ from rpbench.data import opened
 from rpbench.data.opened import Limits as ImageLimits
 from rpbench.data.opened import TaskImages
 from rpbench.data.sources import Roots
-from rpbench.errors import DataError, RpbenchError
+from rpbench.errors import DataError, RpbenchError, UsageError
 from rpbench.isolated import Limits, session
 from rpbench.layers import LayerTable, layer_table
 from rpbench.models import build, resolve
@@ -37,6 +37,7 @@ from rpbench.sampler import Sampler
 from rpbench.scheme import Scheme
 from rpbench.streams import Seeds
 from rpbench.task import ImageSet, Task, load_attack, load_set
+from rpbench.untrusted import shown
 
 CPU = torch.device("cpu")
 
@@ -189,7 +190,10 @@ class Known:
         given = str(own.path) if own else name
         if (kind, given) not in self._functions:
             self._functions[kind, given] = self._sessions.enter_context(session(find(given)[0], self.limits))
-        return self._functions[kind, given]
+        found = self._functions[kind, given]
+        if found.name != name:
+            raise UsageError(f"the file of {kind} {shown(name)} defines '{found.name}': a row has the name of its code")
+        return found
 
     def cell(self, record: RunRecord) -> Cell:
         """The cell of the record's task, net, density and seeds; its scheme is the task's default, not the record's."""
@@ -262,5 +266,10 @@ def chosen(function: Callable[..., Any], told: Mapping[str, Any]) -> dict[str, A
 
 
 def bound(name: str, function: Callable[..., Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's options as the function takes them; UsageError for one that it does not have."""
-    return options.bind(name, function, chosen(function, told))
+    """A record's options as the function takes them; UsageError for one that it does not have, and for one that names
+    a file: whoever writes a record does not choose what is read here."""
+    given = chosen(function, told)
+    for option in options.files(function):
+        if option in given:
+            raise UsageError(f"option {option} of {shown(name)} names a file, which no record holds: it is not opened")
+    return options.bind(name, function, given)

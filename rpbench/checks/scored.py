@@ -284,10 +284,14 @@ def among(tolds: Sequence[Told], seen: Sequence[Mapping[str, str]]) -> list[Verd
 
 
 def training(told: Told) -> str:
-    """What decides a training and its result: two cells may share it, where two schemes keep the same weights."""
+    """What decides a training and its result: two cells may share it, where two schemes keep the same weights.
+
+    The parts that a batch was trained in are left out: where they change a result they change all its numbers, and
+    where they change none of it, it is one training under two names.
+    """
     r = told.record
     return canonical([r.task.spec, r.model.name, r.model.source, r.masks.digest_start, r.seeds.init, r.seeds.order,
-                      r.precision, r.micro_batch])  # fmt: skip
+                      r.precision])  # fmt: skip
 
 
 def numbers(told: RunRecord, curve: str | None = None) -> dict[str, float]:

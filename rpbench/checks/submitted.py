@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from rpbench import options
 from rpbench.bundle import Bundle, Named
 from rpbench.card import Said, card_faults
 from rpbench.catalog import is_shelved_sampler, is_shelved_scheme, isolated_sampler, isolated_scheme
@@ -38,6 +40,25 @@ def source(bundle: Bundle) -> Iterator[str]:
     yield from (f"source/{bundle.source_name} {fault}" for fault in source_faults(bundle.source, kind))
     if is_shelved(bundle):
         yield f"source/{bundle.source_name} is for {shown(name)}, which is on the shelf already: another name is needed"
+
+
+def file_options(bundle: Bundle, path: Path | None) -> Iterator[str]:
+    """Options of its scheme and sampler that are files, by the text of the source at `path`, or by the shelf's."""
+    kind = bundle.manifest.kind
+    for word, part, find, shelved in (
+        ("scheme", bundle.manifest.scheme, isolated_scheme, is_shelved_scheme),
+        ("sampler", bundle.manifest.sampler, isolated_sampler, is_shelved_sampler),
+    ):
+        own = path if word == kind else None
+        if own is None and not shelved(part.name):
+            continue
+        try:
+            found = options.files(find(str(own) if own else part.name)[0].function)
+        except RpbenchError:  # `card` says so
+            continue
+        for name in found:
+            told = f"option {name} of the {word} is a file, that a bundle does not hold"
+            yield f"{told}: write what it says into a source file"
 
 
 def card(bundle: Bundle, known: Known) -> Iterator[str]:

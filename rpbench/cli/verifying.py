@@ -62,7 +62,8 @@ def judged(subject: Subject, given: dict[str, Any]) -> tuple[list[Verdict], str]
     from rpbench.verification import checked, in_order, level
 
     verdicts = checked(subject, _say(given["form"]))
-    chosen, compared = _rerun(subject, given) if given["rerun"] or given["cells"] else (None, [])
+    refused = any(v.state == "failed" for v in verdicts)
+    chosen, compared = _rerun(subject, given, refused) if given["rerun"] or given["cells"] else (None, [])
     verdicts = in_order([*verdicts, *(one.verdict for one in compared)])
     return verdicts, _show(subject, verdicts, level(verdicts), chosen, compared, given["form"])
 
@@ -110,7 +111,7 @@ def _say(form: str) -> Any:
     return say
 
 
-def _rerun(subject: Subject, given: dict[str, Any]) -> tuple[Chosen, list[Compared]]:
+def _rerun(subject: Subject, given: dict[str, Any], refused: bool) -> tuple[Chosen | None, list[Compared]]:
     from rpbench.progress import Several
     from rpbench.published import published_boards, read_board, root_of
     from rpbench.rerun import again, choice, compare
@@ -120,6 +121,8 @@ def _rerun(subject: Subject, given: dict[str, Any]) -> tuple[Chosen, list[Compar
     beside = read_board(board.name, root).entries if board.name in published_boards(root) else []
     seed = given["rerun_seed"] if given["rerun_seed"] is not None else int.from_bytes(os.urandom(4), "little")
     chosen = choice(subject, beside, given["rerun"] or 0, seed, given["cells"], board.metric)
+    if not chosen.names and refused:
+        return None, []  # what was found says why
     if not chosen.names:
         raise click.UsageError("none of these cells can be trained again: their scheme is not here")
     click.echo(
