@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,18 +59,12 @@ def definition(kind: str, shelf_name: str, given: str) -> Path:
     return shelf(shelf_name) / f"{given}.toml"
 
 
-@cache
-def _plugins(word: str) -> tuple[EntryPoint, ...]:
-    """What installed packages offer as schemes or samplers; looking takes as long as reading ten definitions."""
-    return tuple(entry_points(group=f"rpbench.{word}s"))
-
-
 def scheme_names() -> list[str]:
-    return sorted({*names("baselines", ".py"), *(e.name for e in _plugins("scheme"))})
+    return sorted({*names("baselines", ".py"), *(e.name for e in entry_points(group="rpbench.schemes"))})
 
 
 def sampler_names() -> list[str]:
-    return sorted({*names("baselines.samplers", ".py"), *(e.name for e in _plugins("sampler"))})
+    return sorted({*names("baselines.samplers", ".py"), *(e.name for e in entry_points(group="rpbench.samplers"))})
 
 
 def known_scheme(given: str) -> None:
@@ -141,7 +135,7 @@ def _own_outline(word: Word, name: str) -> Outline:
     """The outline of a file of one's own or of an entry point."""
     if _is_path(name, ".py"):
         return read_file(Path(name).expanduser(), word)
-    for entry in _plugins(word):
+    for entry in entry_points(group=f"rpbench.{word}s"):
         if entry.name == name:
             return read_module(word, entry.value, f"{word} '{name}'")
     raise UnknownName(word, name, scheme_names() if word == "scheme" else sampler_names())
@@ -188,7 +182,7 @@ def _row(word: Word, name: str) -> Row:
         return {"name": name, "summary": str(error), "source": "", "options": {}}
     row = {"name": name, "summary": told.summary, "source": told.url, "options": told.options}
     shelved = is_shelved_scheme(name) if word == "scheme" else is_shelved_sampler(name)
-    entry = next((e for e in _plugins(word) if e.name == name), None)
+    entry = next((e for e in entry_points(group=f"rpbench.{word}s") if e.name == name), None)
     if entry and not shelved:
         row["package"] = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
     looks_at = {"score": "weights and data", "shape": "shapes"}.get(told.kind)
@@ -219,7 +213,7 @@ def _from_file(path: Path, kind: type[T], word: str) -> T:
 
 
 def _from_entry_point(word: str, name: str, kind: type[T], known: Iterable[str]) -> T:
-    for entry in _plugins(word):
+    for entry in entry_points(group=f"rpbench.{word}s"):
         if entry.name == name:
             try:
                 found = entry.load()
