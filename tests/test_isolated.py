@@ -451,6 +451,7 @@ def test_isolation_can_be_switched_off_to_debug_ones_own(
     found = mine(tmp_path, f"assert os.getpid() == {os.getpid()}{HONEST}")
     with pytest.raises(SchemeError, match="AssertionError"):
         plan_table(table, found, 0.2, None, {})
+    isolated._say_once.cache_clear()
     monkeypatch.setenv("RPBENCH_ISOLATION", "off")
     assert plan_table(table, found, 0.2, None, {}).kept == 15_414
     assert "RPBENCH_ISOLATION=off: scheme 'mine' runs unprotected" in capsys.readouterr().err

@@ -404,7 +404,7 @@ def test_the_command_verifies_before_it_merges(root: Path, tmp_path: Path, monke
     for args, why in (
         (["submit", "erk"], "name a scheme and a board"),
         ([*command, "--board", "digits"], "--merge takes"),
-        (["submit", "--merge", str(tmp_path / "no.zip")], "does not exist"),
+        (["submit", "--merge", str(tmp_path / "no.zip")], "there is no such file or folder"),
     ):
         assert CliRunner().invoke(main, args).exit_code == 2
         assert why in CliRunner().invoke(main, args).output

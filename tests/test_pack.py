@@ -271,7 +271,7 @@ def test_several_cells_on_the_command_line(tmp_path: Path, invoke: Invoke, monke
     assert [line.split()[:4] for line in lines[2:5]] == [
         ["erk", "0.1", "0", "ok"], ["erk", "0.3", "0", "ok"], ["dense", "1", "0", "ok"],
     ]  # fmt: skip
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines[:-1])) <= 80  # the last one names the store
 
     def here(cells: Any, wish: Wish, team: Team, watch: Any) -> list[End]:
         return run_lanes([ask(**c) for c in cells], wish, 1, watch, Processes())
