@@ -181,7 +181,7 @@ def test_a_name_means_what_its_task_means(name: str, family: Family, kind: type[
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet101" else n for n in imagenet.PLANS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("resnet101", "wrn50") else n for n in imagenet.PLANS]
 )
 def test_imagenet_nets_are_torchvisions_to_the_last_bit(name: str) -> None:
     """The same names, initial weights and draws, outputs and gradients."""

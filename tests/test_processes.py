@@ -23,16 +23,13 @@ ASKED = ("--set", "recipe.epochs=3", "--scheme", "snip", "--format", "json")
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two real gloo processes, by the launcher's own command."""
+    """Two real gloo processes."""
     store = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         "-m", "rpbench", "run", *ASKED, "--store", str(store)],
-        capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)  # one process prints
-    return store / record["run_id"]
+    with run_together(2, *ASKED, "--store", str(store)) as processes:
+        said = [process.communicate(timeout=200) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    assert said[1][0] == ""  # one process prints
+    return store / json.loads(said[0][0])["run_id"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +49,18 @@ def test_same_cell_same_masks(alone: Path, together: Path) -> None:
     assert one["density"]["kept_per_layer"] == two["density"]["kept_per_layer"]
     assert one["masks"] == two["masks"]
     assert one["data"] == two["data"]
+
+
+@pytest.mark.slow
+def test_the_launchers_own_command_ends_in_the_same_record(together: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         "-m", "rpbench", "run", *ASKED, "--store", str(tmp_path)],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = read(together), json.loads(done.stdout)
+    assert [one[key] for key in ("run_id", "metrics", "masks")] == [two[key] for key in ("run_id", "metrics", "masks")]
 
 
 def test_same_images_nearly_the_same_net(alone: Path, together: Path) -> None:

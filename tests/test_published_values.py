@@ -58,7 +58,9 @@ def test_uniform_plus_meets_its_budget(golden: Path, name: str) -> None:
     ("variant", "weights", "scheme", "batch", "options"),
     [
         ("snip_cifar", "resnet20_snip_xavier.pt", "snip", "batch128.pt", {}),
-        ("snip_imagenet_noreinit", "resnet20_init.pt", "snip", "batch128.pt", {}),
+        pytest.param(  # the variant above on other weights
+            "snip_imagenet_noreinit", "resnet20_init.pt", "snip", "batch128.pt", {}, marks=pytest.mark.slow
+        ),
         pytest.param(  # the variant below in more images
             "grasp_cifar", "resnet20_init.pt", "grasp", "grasp250.pt", {"samples_per_class": 25, "halves": True},
             marks=pytest.mark.slow,

@@ -70,7 +70,7 @@ def test_a_killed_sweep_goes_on_to_the_same_records(tmp_path: Path, set_threads:
     from rpbench.progress import Quiet
     from rpbench.run import Wish, run_cell
 
-    board = tiny_board(tmp_path / "b", epochs=3, seeds="[0]")
+    board = tiny_board(tmp_path / "b", epochs=2, seeds="[0]")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ("sweep", str(board), "--store", str(broken), "--slots", "1")
     running = Forked(forked.rpbench, *words, own_group=True)
