@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -25,19 +27,25 @@ if TYPE_CHECKING:
     from rpbench.train import State
 
 HEAVY = ["torch._dynamo", "sklearn.metrics", "accelerate", "rpbench.cli", "rpbench.run", "rpbench.data.streamed"]
+STREAMS = ("stdout", "stderr")
+
+
+def prepare() -> None:
+    """Begin to import, in the process that the others will be forked from."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
+    forkserver.ensure_running()
 
 
 class Forked:
     """A function of words that runs in a process of its own; what can be done to it is named as in subprocess.Popen."""
 
     def __init__(self, function: Callable[..., Any], *words: str, own_group: bool = False, **env: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(HEAVY)
-        self._said = [Path(mkdtemp()) / name for name in ("stdout", "stderr")]
-        told = [function, words, os.environ | env, list(map(str, self._said)), own_group]
-        self._process = context.Process(target=_live, args=told)
+        prepare()
+        self._folder: Path | None = Path(mkdtemp())
+        told = [function, words, os.environ | env, str(self._folder), own_group]
+        self._process = multiprocessing.get_context("forkserver").Process(target=_live, args=told)
         self._process.start()
-        self.pid: int = self._process.pid  # type: ignore[assignment]
+        self.pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -58,8 +66,11 @@ class Forked:
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("a forked process", timeout or 0)
-        out, err = (path.read_text() if path.exists() else "" for path in self._said)
-        return out, err
+        if self._folder is not None:
+            self._said = [path.read_text() if path.exists() else "" for path in map(self._folder.joinpath, STREAMS)]
+            shutil.rmtree(self._folder)
+            self._folder = None
+        return self._said[0], self._said[1]
 
 
 def rpbench(*words: str) -> None:
@@ -108,15 +119,15 @@ def run_together(count: int, *words: str) -> Iterator[list[Forked]]:
 
 
 def _live(
-    function: Callable[..., Any], words: tuple[str, ...], env: dict[str, str], said: list[str], own_group: bool
+    function: Callable[..., Any], words: tuple[str, ...], env: dict[str, str], folder: str, own_group: bool
 ) -> None:
     multiprocessing.set_start_method(None, force=True)  # what it starts is started as by anybody
     if own_group:
         os.setsid()
     os.environ.clear()
     os.environ.update(env)
-    for number, path in enumerate(said, 1):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for number, name in enumerate(STREAMS, 1):
+        file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
     function(*words)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rpbench.store import CellFolder, find_cell, load_records, records
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]
 SHORT = ("--set", "recipe.epochs=3")
+LITTLE = ("--set", "recipe.epochs=1", "--limit", "500", "--limit-test", "100")  # where the numbers say nothing
 
 
 def only_cell(store: Path) -> Path:
@@ -160,9 +161,10 @@ def test_stopped_and_resumed_on_several_threads(
 ) -> None:
     set_threads(2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert invoke("run", *SHORT, "--store", str(whole)).exit_code == 0
-    assert stopped(signal.SIGTERM, monkeypatch, invoke, *SHORT, "--store", str(broken)).exit_code == 143
-    assert_goes_on(broken, only_cell(whole), invoke)
+    few = (*SHORT, "--limit", "500", "--limit-test", "100")
+    assert invoke("run", *few, "--store", str(whole)).exit_code == 0
+    assert stopped(signal.SIGTERM, monkeypatch, invoke, *few, "--store", str(broken)).exit_code == 143
+    assert_goes_on(broken, only_cell(whole), invoke, few)
 
 
 def test_killed_and_resumed_is_the_same_training(tmp_path: Path, unbroken: Path, invoke: Invoke) -> None:
@@ -172,11 +174,11 @@ def test_killed_and_resumed_is_the_same_training(tmp_path: Path, unbroken: Path,
     assert_goes_on(tmp_path, unbroken, invoke)
 
 
-def assert_goes_on(store: Path, unbroken: Path, invoke: Invoke) -> None:
+def assert_goes_on(store: Path, unbroken: Path, invoke: Invoke, asked: Sequence[str] = SHORT) -> None:
     """To the record, the weights and the curve of a run that nothing has stopped."""
     assert list(store.glob("*/checkpoint.safetensors"))
     assert not list(store.glob("*/record.json"))
-    assert invoke("run", *SHORT, "--store", str(store)).exit_code == 0
+    assert invoke("run", *asked, "--store", str(store)).exit_code == 0
     assert outcome(only_cell(store)) == outcome(unbroken)
 
 
@@ -229,7 +231,7 @@ def test_two_processes_on_one_cell(tmp_path: Path, invoke: Invoke) -> None:
 
 
 def test_force_starts_over(tmp_path: Path, invoke: Invoke) -> None:
-    short = ("run", "--set", "recipe.epochs=1", "--store", str(tmp_path))
+    short = ("run", *LITTLE, "--store", str(tmp_path))
     assert invoke(*short).exit_code == 0
     before = outcome(only_cell(tmp_path))
     (only_cell(tmp_path) / "record.json").write_text('{"half": ')
@@ -245,15 +247,15 @@ def test_a_checkpoint_of_another_cell_is_refused(
 ) -> None:
     stopped(signal.SIGTERM, monkeypatch, invoke, *SHORT, "--store", str(tmp_path))
     theirs = only_cell(tmp_path)
-    assert invoke("run", "--set", "recipe.epochs=1", "--store", str(tmp_path)).exit_code == 0
+    assert invoke("run", *LITTLE, "--store", str(tmp_path)).exit_code == 0
     mine = next(p.parent for p in tmp_path.glob("*/record.json"))
     (mine / "record.json").unlink()
     (theirs / "checkpoint.safetensors").rename(mine / "checkpoint.safetensors")
-    refused = invoke("run", "--set", "recipe.epochs=1", "--store", str(tmp_path))
+    refused = invoke("run", *LITTLE, "--store", str(tmp_path))
     assert refused.exit_code == 2
     assert "a checkpoint of another cell" in refused.stderr
     (mine / "checkpoint.safetensors").write_bytes(b"garbage")
-    assert "cannot be read" in invoke("run", "--set", "recipe.epochs=1", "--store", str(tmp_path)).stderr
+    assert "cannot be read" in invoke("run", *LITTLE, "--store", str(tmp_path)).stderr
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_a_net_that_breaks_ends_as_failed(tmp_path: Path, invoke: Invoke) -> Non
     assert "Traceback" not in done.stderr
     assert "on purpose" in (only_cell(tmp_path / "s") / "error.txt").read_text()
     net.write_text(net.read_text().replace("if self.training: raise RuntimeError('on purpose')", "pass"))
-    mended = invoke("run", "--model", f"{net}:make", "--set", "recipe.epochs=1", "--store", str(tmp_path / "s"))
+    mended = invoke("run", "--model", f"{net}:make", *LITTLE, "--store", str(tmp_path / "s"))
     assert mended.exit_code == 0, mended.stderr
 
 
@@ -327,12 +329,12 @@ def test_a_file_of_ones_own_is_known_by_its_content(tmp_path: Path, invoke: Invo
     moved.mkdir()
     (moved / "net.py").write_text(net.read_text())
     assert ask(model=f"{moved}/net.py:make").run_id({}) == ids[4]
-    done = invoke("run", "--scheme", str(file), "--set", "recipe.epochs=1", "--format", "json")
+    done = invoke("run", "--scheme", str(file), *LITTLE, "--format", "json")
     assert json.loads(done.stdout)["density"]["kept_per_layer"] != rpbench.plan(_net(), "erk", 0.2).counts
 
 
 def test_a_record_of_a_changed_baseline_is_stale(tmp_path: Path, invoke: Invoke) -> None:
-    asked = ("run", "--set", "recipe.epochs=1")
+    asked = ("run", *LITTLE)
     invoke(*asked)
     path = only_cell(tmp_path / "runs") / "record.json"
     record = json.loads(path.read_text())
@@ -388,7 +390,8 @@ def test_a_lock_does_not_outlive_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["snip", "grasp", "dense", "snip:reinit=xavier,batches=2"])
 def test_other_schemes_on_the_line(tmp_path: Path, scheme: str, invoke: Invoke) -> None:
-    done = invoke("run", "--scheme", scheme, "--set", "recipe.epochs=1", "--store", str(tmp_path), "--format", "json")
+    few = ("--set", "recipe.epochs=1", "--limit-test", "100")
+    done = invoke("run", "--scheme", scheme, *few, "--store", str(tmp_path), "--format", "json")
     assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["scheme"]["batches"] == {"snip": 1, "dense": 0}.get(scheme, 2)
@@ -398,7 +401,7 @@ def test_other_schemes_on_the_line(tmp_path: Path, scheme: str, invoke: Invoke) 
 def test_seeds_set_apart_move_one_stream(tmp_path: Path, invoke: Invoke) -> None:
     found = {}
     for name, args in {"base": (), "mask": ("--mask-seed", "5"), "init": ("--init-seed", "5")}.items():
-        short = ("--set", "recipe.epochs=1", "--store", str(tmp_path), "--format", "json")
+        short = (*LITTLE, "--store", str(tmp_path), "--format", "json")
         found[name] = json.loads(invoke("run", *short, *args).stdout)
     assert found["base"]["masks"] == found["init"]["masks"] != found["mask"]["masks"]
     assert found["base"]["metrics"] != found["init"]["metrics"]
