@@ -32,8 +32,6 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         patch.delenv("RPBENCH_DATA", raising=False)
-        if "forked" in sys.modules:
-            sys.modules["forked"].prepare()  # it imports while the first tests run
         yield
 
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -30,20 +29,15 @@ HEAVY = ["torch._dynamo", "sklearn.metrics", "accelerate", "rpbench.cli", "rpben
 STREAMS = ("stdout", "stderr")
 
 
-def prepare() -> None:
-    """Begin to import, in the process that the others will be forked from."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
-    forkserver.ensure_running()
-
-
 class Forked:
     """A function of words that runs in a process of its own; what can be done to it is named as in subprocess.Popen."""
 
     def __init__(self, function: Callable[..., Any], *words: str, own_group: bool = False, **env: str) -> None:
-        prepare()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(HEAVY)
         self._folder: Path | None = Path(mkdtemp())
         told = [function, words, os.environ | env, str(self._folder), own_group]
-        self._process = multiprocessing.get_context("forkserver").Process(target=_live, args=told)
+        self._process = context.Process(target=_live, args=told)
         self._process.start()
         self.pid = self._process.pid
 
