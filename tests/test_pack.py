@@ -294,7 +294,7 @@ def wait_for_checkpoints(running: Forked, store: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_command_goes_on(tmp_path: Path, number: int) -> None:
     running = forked.run(*THREE, "--store", str(tmp_path))
     wait_for_checkpoints(running, tmp_path)
